@@ -1,0 +1,91 @@
+// codec.h: turns an extent (1 to 8 consecutive blocks, all layers of a group) into a frame and back. Bound, encode, decode:
+// always over batches of extents, because one block a call starves every codec worth having.
+// A frame says what it is (docs/frame.md); a decoder believes none of it before it has checked it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "firn/device.h"
+#include "firn/export.h"
+#include "firn/ids.h"
+#include "firn/key.h"
+#include "firn/model.h"
+#include "firn/status.h"
+
+namespace firn {
+
+class ThreadPool;
+
+enum class CodecId : std::uint16_t { kRaw = 1, kLossless = 2, kQ8 = 3, kQ4 = 4, kKvtc = 5, kFirn = 6 };  // on disk
+FIRN_API std::string_view to_string(CodecId id);
+FIRN_API Result<CodecId> codec_from_name(std::string_view name);  // kInvalidArgument lists the names there are
+
+// How a copy relates to what the model computed.
+enum class Fidelity : std::uint8_t {
+  kExact = 1,    // bit for bit
+  kLossy = 2,    // decoded from a lossy frame
+  kDerived = 3,  // computed by the model while it attended lossy context
+};
+FIRN_API std::string_view to_string(Fidelity fidelity);
+
+struct ExtentShape {
+  KvShape kv;
+  std::uint32_t layer_count = 0;
+  std::uint32_t block_count = 0;  // 1 to kMaxExtentBlocks
+  auto operator<=>(const ExtentShape&) const = default;
+  std::uint64_t raw_bytes() const {
+    return std::uint64_t{layer_count} * block_count * kBlockTokens * kv.token_bytes();
+  }
+};
+
+// What a frame holds and for whom: written into its header by encode, compared on every read.
+struct FrameLabel {
+  Key last_key;                      // key of the extent's last block: names all tokens up to there, model and namespace
+  GroupId group{};
+  std::uint64_t first_position = 0;  // position of the extent's first token; the tokens are consecutive
+  Fidelity fidelity = Fidelity::kExact;  // of the content
+  auto operator<=>(const FrameLabel&) const = default;
+};
+
+struct EncodeJob {
+  ExtentShape shape;
+  FrameLabel label;
+  std::span<const BlockView> views;  // [layer][block], host-readable
+  std::span<std::byte> out;          // at least bound(shape) bytes, 64-byte aligned
+  // Results:
+  std::size_t bytes = 0;  // of out used
+  Status status;
+};
+
+struct DecodeJob {
+  std::span<const std::byte> frame;
+  ExtentShape shape;      // what the caller expects; a frame of another shape is kCorrupt
+  FrameLabel label;       // likewise
+  std::uint32_t layer = 0, layer_count = 0;  // which layers to decode
+  std::span<const BlockView> views;          // [layer_count][block_count] destinations, host-writable; k == 0: skip this block
+  Status status;          // result; on failure the destinations hold unspecified bytes
+};
+
+class FIRN_API Codec {
+ public:
+  virtual ~Codec() = default;
+  virtual CodecId id() const = 0;
+  virtual std::uint16_t version() const = 0;
+  virtual Fidelity fidelity() const = 0;  // of what it decodes to, given exact input
+  // No frame of this shape is larger.
+  virtual std::size_t bound(const ExtentShape& shape) const = 0;
+  // Bytes of scratch one encode or decode call needs per thread, charged by the caller.
+  virtual std::size_t scratch_bytes(const ExtentShape& shape) const = 0;
+  // Each job's status tells how it ended. threads may be null: all in the calling thread. Same bytes either way.
+  virtual void encode(std::span<EncodeJob> jobs, ThreadPool* threads) const = 0;
+  virtual void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const = 0;
+};
+
+// raw and lossless need nothing else; the transform codecs take an artefact and have makers of their own.
+FIRN_API Result<std::unique_ptr<Codec>> make_codec(CodecId id);
+
+}  // namespace firn

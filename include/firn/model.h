@@ -1,0 +1,80 @@
+// model.h: what firn must know of a model: the geometry of its KV cache and everything that makes two caches different.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "firn/export.h"
+#include "firn/ids.h"
+#include "firn/status.h"
+
+namespace firn {
+
+enum class Dtype : std::uint8_t { kF16 = 1, kBf16 = 2, kF32 = 3 };  // the values are written to frames and identities
+constexpr std::uint32_t bytes_of(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+FIRN_API std::string_view to_string(Dtype dtype);
+
+// 256 bits: a block's key, a digest, a model identity. See docs/keys.md.
+struct Digest {
+  std::array<std::uint8_t, 32> bytes{};
+  auto operator<=>(const Digest&) const = default;
+  bool is_zero() const { return *this == Digest{}; }
+};
+FIRN_API std::string to_hex(const Digest& digest);  // 64 lower-case hexadecimal digits
+
+// One token's keys and values in one layer.
+struct KvShape {
+  Dtype dtype = Dtype::kF16;
+  std::uint32_t kv_heads = 0;
+  std::uint32_t head_dim = 0;   // elements of a key head
+  std::uint32_t value_dim = 0;  // elements of a value head; usually head_dim
+  auto operator<=>(const KvShape&) const = default;
+  std::uint64_t key_bytes() const { return std::uint64_t{kv_heads} * head_dim * bytes_of(dtype); }
+  std::uint64_t value_bytes() const { return std::uint64_t{kv_heads} * value_dim * bytes_of(dtype); }
+  std::uint64_t token_bytes() const { return key_bytes() + value_bytes(); }
+};
+
+enum class GroupKind : std::uint8_t { kFull = 1, kSlidingWindow = 2, kLatent = 3, kState = 4 };
+
+// Layers that share geometry and lifetime.
+struct GroupSpec {
+  GroupKind kind = GroupKind::kFull;
+  std::uint32_t layer_count = 0;
+  KvShape kv;
+  std::uint32_t window = 0;  // tokens a sliding-window layer sees; 0 elsewhere
+  std::uint64_t token_bytes() const { return layer_count * kv.token_bytes(); }
+  std::uint64_t block_bytes() const { return kBlockTokens * token_bytes(); }
+};
+
+// How keys were rotated: part of the identity, and what a lossy codec needs to un-rotate them.
+struct RotationSpec {
+  enum class Pairing : std::uint8_t { kNone = 0, kAdjacent = 1, kHalves = 2 };  // (2i, 2i+1) or (i, i + dims / 2)
+  Pairing pairing = Pairing::kNone;
+  std::uint32_t dims = 0;                      // rotated leading dimensions of a head
+  std::vector<float> inverse_frequencies;      // dims / 2
+  float attention_factor = 1.0f;               // what some scalings multiply q and k with
+};
+
+// The model identity: any difference in it gives different keys. A zero weights digest means "unknown weights": such a
+// cache is session-only and never leaves the process.
+struct ModelSpec {
+  std::string name;              // for people; not part of the identity
+  Digest weights;                // digest of the weights, for example of the model file
+  std::string adapters;          // names and digests of active adapters; empty: none
+  std::vector<GroupSpec> groups; // 1 for plain models
+  RotationSpec rotation;
+  std::uint32_t shard_rank = 0, shard_count = 1;  // tensor-parallel shard
+
+  std::uint64_t token_bytes() const;
+  std::uint64_t block_bytes() const { return kBlockTokens * token_bytes(); }
+};
+// Bounds: every number that later multiplies is checked here. kInvalidArgument names the field.
+FIRN_API Status validate(const ModelSpec& model);
+
+inline constexpr std::uint32_t kMaxLayers = 1024, kMaxKvHeads = 1024, kMaxHeadDim = 1024, kMaxGroups = 16;
+
+}  // namespace firn
