@@ -21,11 +21,29 @@ Budget budget_of(Account account) {
     case Account::kHostFrames:
     case Account::kHostMetadata:
     case Account::kHostScratch: return Budget::kHost;
+    case Account::kMetadata: return Budget::kMetadata;
     default: return Budget::kDevice;
   }
 }
 
-std::string_view to_string(Budget budget) { return budget == Budget::kDevice ? "device" : "host"; }
+std::string_view to_string(Budget budget) {
+  switch (budget) {
+    case Budget::kDevice: return "device";
+    case Budget::kHost: return "host";
+    default: return "metadata";
+  }
+}
+
+namespace {
+// The setting that raises a budget, for the message that says it is spent.
+std::string_view setting_of(Budget budget) {
+  switch (budget) {
+    case Budget::kDevice: return "pool.budget";
+    case Budget::kHost: return "host.budget";
+    default: return "metadata.budget";
+  }
+}
+}  // namespace
 
 std::string_view to_string(Account account) {
   switch (account) {
@@ -42,9 +60,10 @@ std::string_view to_string(Account account) {
   return "unknown";
 }
 
-Ledger::Ledger(std::uint64_t device_bytes, std::uint64_t host_bytes) {
+Ledger::Ledger(std::uint64_t device_bytes, std::uint64_t host_bytes, std::uint64_t metadata_bytes) {
   limit_[at(Budget::kDevice)] = device_bytes;
   limit_[at(Budget::kHost)] = host_bytes;
+  limit_[at(Budget::kMetadata)] = metadata_bytes;
 }
 
 Ledger::~Ledger() {
@@ -64,9 +83,9 @@ Result<Ledger::Charge> Ledger::charge(Account account, std::uint64_t bytes) {
       if (budget_of(static_cast<Account>(a)) == budget && spent_[a] != 0)
         parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", to_string(static_cast<Account>(a)), spent_[a]);
     return Status(Code::kNoSpace,
-                  fmt::format("{} needs {} bytes, but of the {} budget of {} bytes only {} are left ({}); raise {}.budget",
+                  fmt::format("{} needs {} bytes, but of the {} budget of {} bytes only {} are left ({}); raise {}",
                               to_string(account), bytes, to_string(budget), limit_[at(budget)],
-                              limit_[at(budget)] - spent, parts.empty() ? "nothing spent" : parts, to_string(budget)));
+                              limit_[at(budget)] - spent, parts.empty() ? "nothing spent" : parts, setting_of(budget)));
   }
   spent_[at(account)] += bytes;
   peak_[at(budget)] = std::max(peak_[at(budget)], spent + bytes);

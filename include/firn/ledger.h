@@ -14,17 +14,19 @@
 
 namespace firn {
 
-enum class Budget : std::uint8_t { kDevice, kHost, kCount };
+// device: what the pool's budget buys. host: what the host tier's budget buys. metadata: firn's own tables in host memory,
+// sized when the manager is created and reported beside the other two.
+enum class Budget : std::uint8_t { kDevice, kHost, kMetadata, kCount };
 // What the bytes are. Each account belongs to one budget.
 enum class Account : std::uint8_t {
   kPool,           // device: raw block slots
   kStaging,        // device: decoded cold sections on their way to attention
   kWorkspace,      // device: accumulators and partial results of attention
-  kMetadata,       // device: block records, tables, index, queues
   kArtefact,       // device: calibration data resident for projection
   kHostFrames,     // host: the arenas that hold encoded frames
   kHostMetadata,   // host: the arenas' own tables
   kHostScratch,    // host: encoder and decoder scratch
+  kMetadata,       // metadata: block records, index, frame records, sequence tables, queues
   kCount,
 };
 FIRN_API Budget budget_of(Account account);
@@ -57,7 +59,7 @@ class FIRN_API Ledger {
     std::uint64_t bytes_ = 0;
   };
 
-  Ledger(std::uint64_t device_bytes, std::uint64_t host_bytes);
+  Ledger(std::uint64_t device_bytes, std::uint64_t host_bytes, std::uint64_t metadata_bytes = ~std::uint64_t{0});
   ~Ledger();  // checks that every charge has come back
 
   // kNoSpace names the account, what was asked for, what is spent on what, and the setting to raise.

@@ -1,0 +1,134 @@
+#include "firn/key.h"
+
+#include <blake3.h>
+
+#include <bit>
+#include <cstring>
+#include <new>
+
+#include "core/base/check.h"
+#include "core/identity/identity_bytes.h"
+
+namespace firn {
+namespace {
+
+// Frozen by docs/keys.md; another value is another version of it.
+constexpr char kIdentityContext[] = "firn 2026-11 model identity v1";
+constexpr std::string_view kRootTag = "firn namespace root v1";
+constexpr std::uint32_t kIdentityVersion = 1;
+constexpr std::size_t kMaxExtraBytes = 4096;
+constexpr std::size_t kKeyBytes = sizeof(Digest::bytes);
+static_assert(kKeyBytes == BLAKE3_KEY_LEN && kKeyBytes == BLAKE3_OUT_LEN);
+
+std::uint8_t* put_u32(std::uint8_t* at, std::uint32_t value) {
+  for (int i = 0; i < 4; ++i) *at++ = static_cast<std::uint8_t>(value >> 8 * i);
+  return at;
+}
+
+class Writer {
+ public:
+  void u32(std::uint32_t value) {
+    std::uint8_t bytes[4];
+    put_u32(bytes, value);
+    raw(bytes, sizeof bytes);
+  }
+  void f32(float value) { u32(std::bit_cast<std::uint32_t>(value)); }
+  void raw(const void* data, std::size_t size) {
+    const auto* bytes = static_cast<const std::uint8_t*>(data);
+    out_.insert(out_.end(), bytes, bytes + size);
+  }
+  std::vector<std::uint8_t> take() { return std::move(out_); }
+
+ private:
+  std::vector<std::uint8_t> out_;
+};
+
+Digest finalize(const blake3_hasher& state) {
+  Digest digest;
+  blake3_hasher_finalize(&state, digest.bytes.data(), digest.bytes.size());
+  return digest;
+}
+
+}  // namespace
+
+static_assert(sizeof(blake3_hasher) <= 1920 && alignof(blake3_hasher) <= 8, "Hasher::state_ holds one");
+
+Hasher::Hasher() { blake3_hasher_init(new (state_) blake3_hasher); }
+
+void Hasher::update(std::span<const std::byte> bytes) {
+  blake3_hasher_update(std::launder(reinterpret_cast<blake3_hasher*>(state_)), bytes.data(), bytes.size());
+}
+
+Digest Hasher::finish() const { return finalize(*std::launder(reinterpret_cast<const blake3_hasher*>(state_))); }
+
+std::vector<std::uint8_t> identity_bytes(const ModelSpec& model) {
+  Writer out;
+  out.u32(kIdentityVersion);
+  out.u32(kBlockTokens);
+  out.raw(model.weights.bytes.data(), kKeyBytes);
+  out.u32(static_cast<std::uint32_t>(model.adapters.size()));
+  out.raw(model.adapters.data(), model.adapters.size());
+  out.u32(static_cast<std::uint32_t>(model.groups.size()));
+  for (const GroupSpec& group : model.groups) {
+    out.u32(static_cast<std::uint32_t>(group.kind));
+    out.u32(group.layer_count);
+    out.u32(static_cast<std::uint32_t>(group.kv.dtype));
+    out.u32(group.kv.kv_heads);
+    out.u32(group.kv.head_dim);
+    out.u32(group.kv.value_dim);
+    out.u32(group.window);
+  }
+  out.u32(static_cast<std::uint32_t>(model.rotation.pairing));
+  out.u32(model.rotation.dims);
+  out.u32(static_cast<std::uint32_t>(model.rotation.inverse_frequencies.size()));
+  for (const float frequency : model.rotation.inverse_frequencies) out.f32(frequency);
+  out.f32(model.rotation.attention_factor);
+  out.u32(model.shard_rank);
+  out.u32(model.shard_count);
+  return out.take();
+}
+
+Digest model_identity(const ModelSpec& model) {
+  const std::vector<std::uint8_t> bytes = identity_bytes(model);
+  blake3_hasher state;
+  blake3_hasher_init_derive_key(&state, kIdentityContext);
+  blake3_hasher_update(&state, bytes.data(), bytes.size());
+  return finalize(state);
+}
+
+KeyChain::KeyChain(const Digest& identity, std::string_view salt) {
+  std::uint8_t length[4];
+  put_u32(length, static_cast<std::uint32_t>(salt.size()));
+  blake3_hasher state;
+  blake3_hasher_init_keyed(&state, identity.bytes.data());
+  blake3_hasher_update(&state, kRootTag.data(), kRootTag.size());
+  blake3_hasher_update(&state, length, sizeof length);
+  blake3_hasher_update(&state, salt.data(), salt.size());
+  root_ = finalize(state);
+}
+
+Key KeyChain::next(const Key& parent, std::span<const TokenId> tokens, std::span<const std::byte> extra) const {
+  FIRN_CHECK(tokens.size() == kBlockTokens);
+  FIRN_CHECK(extra.size() <= kMaxExtraBytes);
+  // One buffer, one update: the hasher sees two whole 64-byte blocks at once instead of pieces to collect.
+  std::uint8_t message[kKeyBytes + 4 + 4 * kBlockTokens + 4];
+  std::memcpy(message, parent.bytes.data(), kKeyBytes);
+  std::uint8_t* at = put_u32(message + kKeyBytes, kBlockTokens);
+  for (const TokenId token : tokens) at = put_u32(at, static_cast<std::uint32_t>(token));
+  put_u32(at, static_cast<std::uint32_t>(extra.size()));
+  blake3_hasher state;
+  blake3_hasher_init_keyed(&state, root_.bytes.data());
+  blake3_hasher_update(&state, message, sizeof message);
+  blake3_hasher_update(&state, extra.data(), extra.size());
+  return finalize(state);
+}
+
+std::vector<Key> KeyChain::keys(std::span<const TokenId> tokens) const {
+  std::vector<Key> keys(tokens.size() / kBlockTokens);
+  Key parent;
+  for (std::size_t i = 0; i < keys.size(); ++i)
+    parent = keys[i] = next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
+  return keys;
+}
+
+}  // namespace firn
