@@ -58,9 +58,9 @@ Status validate_rotation(const RotationSpec& rotation, std::span<const GroupSpec
   FIRN_TRY(check_range("rotation.dims", rotation.dims, 2, most));
   if (rotation.dims % 2 != 0) return wrong("rotation.dims", "must be even: dimensions rotate in pairs");
   if (rotation.inverse_frequencies.size() != rotation.dims / 2)
-    return wrong("rotation.inverse_frequencies", fmt::format("has {} entries; {} dims need {}",
-                                                             rotation.inverse_frequencies.size(), rotation.dims,
-                                                             rotation.dims / 2));
+    return wrong("rotation.inverse_frequencies",
+                 fmt::format("has {} entries; {} dims need {}", rotation.inverse_frequencies.size(), rotation.dims,
+                             rotation.dims / 2));
   for (const float frequency : rotation.inverse_frequencies)
     if (!std::isfinite(frequency)) return wrong("rotation.inverse_frequencies", "must be finite");
   return {};
@@ -70,9 +70,12 @@ Status validate_rotation(const RotationSpec& rotation, std::span<const GroupSpec
 
 std::string_view to_string(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kF16: return "f16";
-    case Dtype::kBf16: return "bf16";
-    case Dtype::kF32: return "f32";
+    case Dtype::kF16:
+      return "f16";
+    case Dtype::kBf16:
+      return "bf16";
+    case Dtype::kF32:
+      return "f32";
   }
   return "unknown dtype";
 }
