@@ -74,10 +74,12 @@ class FIRN_API LoadedConfig {
  public:
   Config config;
   std::vector<ConfigSetting> settings;  // every key there is, in order
+  std::vector<std::string> warnings;    // legal, and probably not what somebody wants; one line each
 };
 
 // kInvalidArgument: every mistake found, one a line, each with file:line:column, what is wrong, and what would be right.
 FIRN_API Result<LoadedConfig> load_config(const ConfigInput& input);
+// The file with this process's environment. An empty path: no file.
 FIRN_API Result<LoadedConfig> load_config_file(const std::string& path, const std::vector<ConfigInput::Override>& overrides = {});
 // Cross-field checks, before anything is allocated; load_config has run them.
 FIRN_API Status validate(const Config& config);

@@ -1,0 +1,161 @@
+// firn doctor: what there is to work with, what it would be used for, and every problem with its fix. One screen.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/text.h"
+#include "core/config/checkup.h"
+
+namespace firn::cli {
+namespace {
+
+struct Arguments {
+  bool json = false;
+  std::string root;
+  SettingFlags settings;
+};
+
+struct ModelFile {
+  std::string path;
+  std::uint64_t bytes = 0;  // 0: it is not there
+};
+
+ModelFile find_model() {
+  ModelFile model{demo_model_path(), 0};
+  std::error_code error;
+  const std::uintmax_t bytes = std::filesystem::file_size(model.path, error);
+  if (!error) model.bytes = bytes;
+  return model;
+}
+
+std::string origin_of(const LoadedConfig& loaded, std::string_view key) {
+  for (const ConfigSetting& setting : loaded.settings)
+    if (setting.key == key && setting.origin.kind != ConfigOrigin::Kind::kDefault) return setting.origin.where;
+  return "default";
+}
+
+void row(std::string_view name, const std::string& text) { fmt::print("{:<11} {}\n", name, text); }
+
+void print_machine(const Machine& machine) {
+  row("device", fmt::format("cpu: {}{}", machine.cpu_model.empty() ? "unknown processor" : machine.cpu_model,
+                            machine.simd.empty() ? "" : fmt::format(" ({})", fmt::join(machine.simd, " "))));
+  row("processors",
+      fmt::format("{} usable{}", machine.processors,
+                  machine.cpu_quota ? fmt::format(", {:.2g} by the cgroup's quota", *machine.cpu_quota) : ""));
+  row("memory",
+      fmt::format("{}, {} available", human_bytes(machine.memory_bytes), human_bytes(machine.available_bytes)));
+  row("cgroup", machine.cgroup_limit_bytes
+                    ? fmt::format("limit {}, {} available ({})", human_bytes(*machine.cgroup_limit_bytes),
+                                  human_bytes(*machine.cgroup_available_bytes), machine.cgroup_path)
+                    : "no memory limit");
+  for (const NumaNode& node : machine.nodes)
+    row(fmt::format("NUMA node {}", node.node),
+        fmt::format("{}, {} free, {}", human_bytes(node.total_bytes), human_bytes(node.free_bytes),
+                    node.cpus.empty() ? "no processors" : "processors " + node.cpus));
+  if (machine.nodes.empty()) row("NUMA", "the kernel shows no nodes: everything is local");
+  if (!machine.allowed_nodes.empty()) row("cpuset", "memory from nodes " + machine.allowed_nodes);
+  row("memlock", machine.memlock_bytes ? human_bytes(*machine.memlock_bytes) : "unlimited");
+  row("huge pages", machine.huge_pages.empty() ? "unknown" : machine.huge_pages);
+}
+
+void print_budgets(const Machine& machine, const LoadedConfig& loaded, const ModelFile& model) {
+  const Config& config = loaded.config;
+  const std::string automatic = config.pool.budget_bytes != 0 ? ""
+                                                              : fmt::format("; auto: a quarter of {} usable",
+                                                                            human_bytes(machine.usable_bytes()));
+  row("pool.budget", fmt::format("{} ({}{})", human_bytes(pool_budget_bytes(machine, config)),
+                                 origin_of(loaded, "pool.budget"), automatic));
+  row("host.budget",
+      fmt::format("{} ({})", config.host.budget_bytes == 0 ? "off" : human_bytes(config.host.budget_bytes),
+                  origin_of(loaded, "host.budget")));
+  row("cache", cache_folder());
+  row("demo model", model.bytes != 0 ? fmt::format("{} ({})", model.path, human_bytes(model.bytes))
+                                     : model.path + " is not there; ./run build fetches it");
+}
+
+void print_findings(const std::vector<Finding>& findings) {
+  for (const Finding& finding : findings)
+    fmt::print("\n{}: {}\n  fix: {}\n", finding.level == Finding::Level::kProblem ? "PROBLEM" : "warning", finding.what,
+               finding.fix);
+  if (findings.empty()) fmt::print("\nno problems found\n");
+}
+
+template <class T>
+nlohmann::ordered_json or_null(const std::optional<T>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
+}
+
+nlohmann::ordered_json machine_json(const Machine& machine) {
+  nlohmann::ordered_json nodes = nlohmann::ordered_json::array();
+  for (const NumaNode& node : machine.nodes)
+    nodes.push_back(
+        {{"node", node.node}, {"total_bytes", node.total_bytes}, {"free_bytes", node.free_bytes}, {"cpus", node.cpus}});
+  return {{"devices", {{{"name", "cpu"}, {"model", machine.cpu_model}, {"simd", machine.simd}}}},
+          {"processors", machine.processors},
+          {"cpu_quota", or_null(machine.cpu_quota)},
+          {"memory_bytes", machine.memory_bytes},
+          {"available_bytes", machine.available_bytes},
+          {"cgroup_limit_bytes", or_null(machine.cgroup_limit_bytes)},
+          {"cgroup_available_bytes", or_null(machine.cgroup_available_bytes)},
+          {"usable_bytes", machine.usable_bytes()},
+          {"numa_nodes", nodes},
+          {"allowed_nodes", machine.allowed_nodes},
+          {"memlock_bytes", or_null(machine.memlock_bytes)},
+          {"huge_pages", machine.huge_pages}};
+}
+
+void print_json(const Machine& machine, const LoadedConfig& loaded, const ModelFile& model,
+                const std::vector<Finding>& findings) {
+  nlohmann::ordered_json found = nlohmann::ordered_json::array();
+  for (const Finding& finding : findings)
+    found.push_back({{"level", finding.level == Finding::Level::kProblem ? "problem" : "warning"},
+                     {"what", finding.what},
+                     {"fix", finding.fix}});
+  const nlohmann::ordered_json report{
+      {"version", FIRN_VERSION},
+      {"machine", machine_json(machine)},
+      {"pool_budget_bytes", pool_budget_bytes(machine, loaded.config)},
+      {"host_budget_bytes", loaded.config.host.budget_bytes},
+      {"cache_folder", cache_folder()},
+      {"demo_model", {{"path", model.path}, {"bytes", model.bytes}, {"there", model.bytes != 0}}},
+      {"findings", found}};
+  fmt::print("{}\n", report.dump(2));
+}
+
+int run(const Arguments& arguments) {
+  const Result<LoadedConfig> loaded = arguments.settings.load();
+  if (!loaded.ok()) return fail(loaded.status());
+  const Machine machine = inspect_machine(arguments.root);
+  const std::vector<Finding> findings = examine(machine, loaded->config);
+  const ModelFile model = find_model();
+  if (arguments.json) {
+    print_json(machine, *loaded, model, findings);
+  } else {
+    row("firn", FIRN_VERSION);
+    print_machine(machine);
+    print_budgets(machine, *loaded, model);
+    print_findings(findings);
+  }
+  for (const Finding& finding : findings)
+    if (finding.level == Finding::Level::kProblem) return kExitProblem;
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_doctor_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("doctor", "devices, memory, limits, budgets; every problem with its fix");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_flag("--json", arguments->json, "for machines");
+  command->add_option("--root", arguments->root, "read /proc and /sys below DIR: another machine's, copied")
+      ->type_name("DIR");
+  arguments->settings.add_to(*command);
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace firn::cli

@@ -1,0 +1,107 @@
+// firn: the command line. Subcommands live in files of their own; this one knows their names and the exit codes.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "cli/commands.h"
+
+namespace firn::cli {
+
+int exit_code(Code code) {
+  switch (code) {
+    case Code::kOk:
+      return kExitOk;
+    case Code::kInvalidArgument:
+      return kExitUsage;
+    case Code::kNoSpace:
+      return kExitNoSpace;
+    case Code::kUnavailable:
+      return kExitUnavailable;
+    case Code::kCorrupt:
+      return kExitCorrupt;
+    case Code::kIo:
+      return kExitIo;
+  }
+  return kExitProblem;
+}
+
+int fail(const Status& status) {
+  fmt::print(stderr, "firn: {}\n", status.message());
+  return exit_code(status.code());
+}
+
+void SettingFlags::add_to(CLI::App& command) {
+  command.add_option("--config", file, "deployment file; docs/config.md lists its keys")->type_name("FILE");
+  const auto flag = [&](const std::string& name, const std::string& key, const std::string& help) {
+    command
+        .add_option_function<std::string>(
+            name,
+            [this, key, name](const std::string& value) {
+              overrides.push_back({key, value, name});
+            },
+            help)
+        ->type_name("VALUE");
+  };
+  flag("--pool-budget", "pool.budget", "the pool's bytes, such as 16MiB; sets pool.budget");
+  flag("--host-budget", "host.budget", "the host tier's bytes, or off; sets host.budget");
+  flag("--threads", "threads", "threads of attention and codecs; sets threads");
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--set",
+          [this](const std::vector<std::string>& pairs) {
+            for (const std::string& pair : pairs) {
+              const std::size_t equals = pair.find('=');
+              if (equals == std::string::npos) throw CLI::ValidationError("--set", "write --set key=value");
+              overrides.push_back({pair.substr(0, equals), pair.substr(equals + 1), "--set " + pair});
+            }
+          },
+          "any setting, such as host.codec=raw; may be repeated")
+      ->type_name("KEY=VALUE");
+}
+
+Result<LoadedConfig> SettingFlags::load() const {
+  FIRN_ASSIGN(LoadedConfig loaded, load_config_file(file, overrides));
+  for (const std::string& warning : loaded.warnings) fmt::print(stderr, "firn: warning: {}\n", warning);
+  return loaded;
+}
+
+}  // namespace firn::cli
+
+namespace {
+
+int run_firn(int argc, char** argv) {
+  CLI::App app("firn: a tiered KV cache for transformer inference", "firn");
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 done; 1 doctor found a problem; 2 wrong arguments, configuration or file; 3 a budget is too "
+      "small;\n"
+      "4 try again later; 5 a file or frame is damaged; 6 a device failed.");
+  firn::cli::Action action;
+  app.add_subcommand("version", "print the version")->callback([&action] {
+    action = [] {
+      fmt::print("firn {} (compiler {})\n", FIRN_VERSION, __VERSION__);
+      return firn::cli::kExitOk;
+    };
+  });
+  firn::cli::add_config_command(app, action);
+  firn::cli::add_doctor_command(app, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {  // --help comes this way too, as code 0
+    return app.exit(error) == 0 ? firn::cli::kExitOk : firn::cli::kExitUsage;
+  }
+  return action();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int code = run_firn(argc, argv);
+  // A full disk behind stdout is a failure, not a success with fewer lines.
+  if (std::fflush(stdout) != 0) {
+    std::perror("firn: writing the result");
+    return firn::cli::kExitIo;
+  }
+  return code;
+}

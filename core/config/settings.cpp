@@ -1,0 +1,260 @@
+#include "core/config/settings.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <limits>
+
+namespace firn {
+namespace {
+
+using Kind = Setting::Kind;
+using std::string_view;
+
+constexpr std::uint64_t kTiB = 1ull << 40;
+constexpr std::array<string_view, 3> kDevices{"auto", "cpu", "none"};
+constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
+constexpr std::array<string_view, 2> kHostCodecs{"raw", "lossless"};
+constexpr std::array<string_view, 1> kEvictions{"lru"};
+
+bool parse_count(string_view text, std::uint64_t& out) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
+  return error == std::errc() && end == text.data() + text.size() && !text.empty();
+}
+
+Status check_spread(string_view weights) {
+  constexpr std::size_t kMaxNodes = 64;
+  constexpr std::uint64_t kMaxWeight = 1'000'000;
+  std::size_t count = 0;
+  std::uint64_t sum = 0;
+  for (std::size_t begin = 0; begin <= weights.size(); ++count) {
+    const std::size_t end = std::min(weights.find(',', begin), weights.size());
+    std::uint64_t weight = 0;
+    if (!parse_count(weights.substr(begin, end - begin), weight) || weight > kMaxWeight)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("weight {} of spread is not a whole number from 0 to {}; write spread:2,1", count + 1,
+                                kMaxWeight));
+    sum += weight;
+    begin = end + 1;
+  }
+  if (count > kMaxNodes)
+    return Status(Code::kInvalidArgument, fmt::format("spread has {} weights, {} are the most", count, kMaxNodes));
+  if (sum == 0) return Status(Code::kInvalidArgument, "all weights of spread are 0; write spread:2,1");
+  return {};
+}
+
+// Which nodes there are is asked when the arenas are made: a file may be checked on another machine.
+Status check_placement(string_view text) {
+  constexpr string_view kNode = "node:", kSpread = "spread:";
+  if (text == "local" || text == "interleave") return {};
+  if (text.starts_with(kSpread)) return check_spread(text.substr(kSpread.size()));
+  std::uint64_t node = 0;
+  if (text.starts_with(kNode) && parse_count(text.substr(kNode.size()), node) && node < 1024) return {};
+  return Status(Code::kInvalidArgument,
+                fmt::format("\"{}\" is no placement; write local, node:0, interleave or spread:2,1", text));
+}
+
+constexpr Setting word(string_view key, Setting::Field field, std::span<const string_view> words,
+                       string_view description) {
+  return {.key = key, .kind = Kind::kWord, .field = field, .description = description, .words = words};
+}
+constexpr Setting count(string_view key, Setting::Field field, std::uint64_t min, std::uint64_t max, string_view zero,
+                        string_view description) {
+  return {.key = key,
+          .kind = Kind::kCount,
+          .field = field,
+          .description = description,
+          .zero = zero,
+          .min = min,
+          .max = max};
+}
+constexpr Setting bytes(string_view key, Setting::Field field, std::uint64_t min, string_view zero,
+                        string_view description) {
+  return {.key = key,
+          .kind = Kind::kBytes,
+          .field = field,
+          .description = description,
+          .zero = zero,
+          .min = min,
+          .max = 1024 * kTiB};
+}
+constexpr Setting flag(string_view key, Setting::Field field, string_view description) {
+  return {.key = key, .kind = Kind::kFlag, .field = field, .description = description};
+}
+
+#define FIRN_FIELD(path) (+[](Config & c) -> auto& { return c.path; })
+
+const Setting kSettings[] = {
+    word("device", FIRN_FIELD(device), kDevices,
+         "where the pool is and attention runs; none: bookkeeping without bytes"),
+    count("threads", FIRN_FIELD(threads), 1, 1024, "auto",
+          "threads of the cpu device and of codecs, per process; auto: one per usable processor"),
+    word("mode", FIRN_FIELD(mode), kModes, "when a token may become lossy; exact codecs give the same output in both"),
+    bytes("pool.budget", FIRN_FIELD(pool.budget_bytes), 64 << 10, "auto",
+          "slots, staging and workspace together, per process; auto: a quarter of free memory"),
+    bytes(
+        "pool.staging", FIRN_FIELD(pool.staging_bytes), 1 << 10, "auto",
+        "of pool.budget, for cold blocks decoded on their way to attention, per process; auto: chosen from the model"),
+    count("pool.max_step_tokens", FIRN_FIELD(pool.max_step_tokens), 1, 65536, "",
+          "tokens one attend call may bring; sizes the workspace"),
+    count("protect.sinks", FIRN_FIELD(protect.sinks), 0, 1 << 20, "",
+          "first tokens that stay raw while their sequence lives; rounded up to whole blocks of 16"),
+    count("protect.recent", FIRN_FIELD(protect.recent), 0, 1 << 20, "",
+          "last tokens that stay raw while their sequence lives; rounded up to whole blocks of 16"),
+    bytes("host.budget", FIRN_FIELD(host.budget_bytes), 64 << 10, "off",
+          "everything the host tier has: frames, tables and scratch, per process; off: no host tier"),
+    word("host.codec", FIRN_FIELD(host.codec), kHostCodecs,
+         "how blocks are written into the host tier; both are exact"),
+    {.key = "host.placement",
+     .kind = Kind::kText,
+     .field = FIRN_FIELD(host.placement),
+     .description = "NUMA nodes of the host tier; spread gives each node a weight, node 0 first",
+     .form = "local, node:N, interleave or spread:W0,W1,...",
+     .pattern = "^(local|interleave|node:[0-9]{1,4}|spread:[0-9]{1,7}(,[0-9]{1,7})*)$",
+     .check = check_placement},
+    flag("host.huge_pages", FIRN_FIELD(host.huge_pages), "advise the kernel to back the host tier with huge pages"),
+    flag("mover.worker", FIRN_FIELD(mover.worker), "move blocks in a background thread; false: only pump() moves them"),
+    count("mover.queue", FIRN_FIELD(mover.queue), 1, 65536, "", "frames that may wait to be moved"),
+    word("eviction", FIRN_FIELD(eviction), kEvictions, "who leaves the pool and the host tier first"),
+    count("max_sequences", FIRN_FIELD(max_sequences), 1, 1 << 20, "", "sequences that may live at once"),
+    count("max_sequence_tokens", FIRN_FIELD(max_sequence_tokens), 16, 1 << 26, "", "tokens one sequence may have"),
+    bytes("metadata.budget", FIRN_FIELD(metadata_budget_bytes), 64 << 10, "auto",
+          "firn's own tables in host memory, per process; auto: what the other settings need"),
+};
+#undef FIRN_FIELD
+
+// FIRN_ variables that name files and folders, never behaviour.
+constexpr std::array<string_view, 3> kOtherEnvironment{"FIRN_CACHE_DIR", "FIRN_SMOLLM2_GGUF", "FIRN_BLAKE3_DIR"};
+
+Status mismatch(const Setting& setting, string_view text) {
+  constexpr std::size_t kMaxShown = 80;
+  return Status(Code::kInvalidArgument,
+                fmt::format("\"{}\" is not {}", text.substr(0, kMaxShown), describe_values(setting)));
+}
+
+bool in_range(const Setting& setting, std::uint64_t number) {
+  if (number == 0 && !setting.zero.empty()) return true;
+  return number >= setting.min && number <= setting.max;
+}
+
+std::string shown(const Setting& setting, std::uint64_t number) {
+  return setting.kind == Kind::kBytes ? format_bytes(number) : std::to_string(number);
+}
+
+Status out_of_range(const Setting& setting, std::uint64_t number) {
+  return Status(Code::kInvalidArgument,
+                fmt::format("{} is out of range; write {}", shown(setting, number), describe_values(setting)));
+}
+
+Result<std::uint64_t> parse_number(const Setting& setting, string_view text) {
+  if (!setting.zero.empty() && text == setting.zero) return std::uint64_t{0};
+  std::uint64_t number = 0;
+  if (setting.kind == Kind::kBytes) {
+    FIRN_ASSIGN(number, parse_bytes(text));
+  } else if (!parse_count(text, number)) {
+    return mismatch(setting, text);
+  }
+  if (!in_range(setting, number)) return out_of_range(setting, number);
+  return number;
+}
+
+Status check_text(const Setting& setting, string_view text) {
+  if (setting.kind == Kind::kText) return setting.check(text);
+  return std::find(setting.words.begin(), setting.words.end(), text) == setting.words.end() ? mismatch(setting, text)
+                                                                                            : Status();
+}
+
+}  // namespace
+
+std::span<const Setting> settings_table() { return kSettings; }
+
+const Setting* find_setting(string_view key) {
+  for (const Setting& setting : kSettings)
+    if (setting.key == key) return &setting;
+  return nullptr;
+}
+
+std::string environment_name(string_view key) {
+  std::string name = "FIRN_";
+  for (const char c : key) name += c == '.' ? '_' : c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+  return name;
+}
+
+std::span<const string_view> other_environment_names() { return kOtherEnvironment; }
+
+std::string describe_values(const Setting& setting) {
+  const std::string zero = setting.zero.empty() ? "" : fmt::format(", or {}", setting.zero);
+  switch (setting.kind) {
+    case Kind::kWord:
+      return fmt::format("{}", fmt::join(setting.words, " or "));
+    case Kind::kText:
+      return std::string(setting.form);
+    case Kind::kFlag:
+      return "true or false";
+    case Kind::kCount:
+      return fmt::format("a whole number from {} to {}{}", setting.min, setting.max, zero);
+    case Kind::kBytes:
+      return fmt::format("a size of at least {}{}", format_bytes(setting.min), zero);
+  }
+  return {};
+}
+
+Status set_value(const Setting& setting, string_view text, Config& config) {
+  switch (setting.kind) {
+    case Kind::kWord:
+    case Kind::kText:
+      FIRN_TRY(check_text(setting, text));
+      std::get<0>(setting.field)(config) = text;
+      return {};
+    case Kind::kFlag:
+      if (text != "true" && text != "false") return mismatch(setting, text);
+      std::get<3>(setting.field)(config) = text == "true";
+      return {};
+    case Kind::kCount:
+    case Kind::kBytes: {
+      FIRN_ASSIGN(const std::uint64_t number, parse_number(setting, text));
+      if (setting.field.index() == 1)
+        std::get<1>(setting.field)(config) = static_cast<std::uint32_t>(number);  // max is below 2^32: tested
+      else
+        std::get<2>(setting.field)(config) = number;
+      return {};
+    }
+  }
+  return {};
+}
+
+namespace {
+std::uint64_t number_of(const Setting& setting, Config& config) {
+  return setting.field.index() == 1 ? std::get<1>(setting.field)(config) : std::get<2>(setting.field)(config);
+}
+}  // namespace
+
+std::string format_value(const Setting& setting, const Config& config) {
+  Config copy = config;  // the fields hand out references to what they are given
+  switch (setting.kind) {
+    case Kind::kWord:
+    case Kind::kText:
+      return std::get<0>(setting.field)(copy);
+    case Kind::kFlag:
+      return std::get<3>(setting.field)(copy) ? "true" : "false";
+    case Kind::kCount:
+    case Kind::kBytes:
+      break;
+  }
+  const std::uint64_t number = number_of(setting, copy);
+  return number == 0 && !setting.zero.empty() ? std::string(setting.zero) : shown(setting, number);
+}
+
+Status check_value(const Setting& setting, const Config& config) {
+  Config copy = config;
+  if (setting.kind == Kind::kWord || setting.kind == Kind::kText)
+    return check_text(setting, std::get<0>(setting.field)(copy));
+  if (setting.kind == Kind::kFlag) return {};
+  const std::uint64_t number = number_of(setting, copy);
+  return in_range(setting, number) ? Status() : out_of_range(setting, number);
+}
+
+}  // namespace firn
