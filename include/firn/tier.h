@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -71,21 +72,35 @@ class FIRN_API Tier {
     std::uint64_t largest_free_bytes = 0;  // fragmentation: what the largest single frame could be now
   };
 
-  virtual ~Tier() = default;
+  // Ops submitted whose Done entries nobody has taken yet; one more batch beyond this is kUnavailable: poll first.
+  static constexpr std::uint32_t kMaxInFlight = 512;
+
+  virtual ~Tier();
   virtual std::string_view name() const = 0;
   virtual Capabilities capabilities() const = 0;
-  // On error nothing was taken. Bounds: 1 to max_batch ops, sizes within max_frame_bytes.
+  // On error nothing was taken. Bounds: 1 to max_batch ops, sizes within max_frame_bytes. The ops of a batch are
+  // independent: they may take effect in any order.
   Result<Ticket> submit(std::span<const Op> batch);
-  // Moves ended ops into out, oldest first; how many.
+  // Moves ended ops into out, oldest first; how many. Those of a ticket that somebody waits for are left to them.
   std::size_t poll(std::span<Done> out);
-  // Blocks until every op of the ticket has ended; their Done entries, in op order. kUnavailable: timeout.
+  // Blocks until every op of the ticket has ended; their Done entries, in op order. kUnavailable: timeout, nothing is lost.
+  // kInvalidArgument: no such ticket, or (some of) its entries were already taken.
   Result<std::vector<Done>> wait(Ticket ticket, std::int64_t timeout_ns);
   Stats stats() const;
+  // Checks the tier's own tables against each other. A failure is a bug in firn and says where.
+  Status verify() const;
+
+ protected:
+  Tier();
 
  private:
   virtual Result<Ticket> do_submit(std::span<const Op> batch) = 0;
-  virtual std::size_t do_poll(std::span<Done> out) = 0;
-  virtual Stats do_stats() const = 0;
+  virtual std::size_t do_poll(std::span<Done> out) = 0;  // never blocks
+  virtual Stats do_stats() const = 0;                    // submitted ops are counted by the public calls, not here
+  virtual Status do_verify() const { return {}; }
+
+  struct Books;  // tickets, ended ops that nobody has taken, counters
+  std::unique_ptr<Books> books_;
 };
 
 // Frames in host memory, one arena per NUMA node. Two-phase: reserve gives writable bytes that nobody can find, publish makes
@@ -135,6 +150,13 @@ class FIRN_API MemoryTier : public Tier {
   virtual bool erase(const FrameKey& key) = 0;
   virtual bool contains(const FrameKey& key) const = 0;
 
+ protected:
+  // For implementations: the two are made by the tier and, when they die, come back to it by handle.
+  Reservation make_reservation(std::uint64_t handle, std::span<std::byte> bytes);
+  Pin make_pin(std::uint64_t handle, std::span<const std::byte> bytes);
+  // Disarms a reservation of this tier; its handle. Empty: it is not one of ours, or moved from.
+  std::optional<std::uint64_t> take(Reservation& reservation);
+
  private:
   friend class Reservation;
   friend class Pin;
@@ -148,11 +170,16 @@ struct HostTierOptions {
   // "spread:W0,W1,..." (arenas by weight per node).
   std::string placement = "local";
   bool huge_pages = true;           // advised, never required
+  // Frames and reservations at once; their tables are part of the budget. 0: one per 16 KiB of budget, or one per 4 KiB
+  // up to 65,536.
+  std::uint32_t max_frames = 0;
 };
 struct NodePlacement {
   int node = -1;                    // asked for
   std::uint64_t bytes = 0;          // of the arena
-  std::uint64_t verified_pages = 0, misplaced_pages = 0;  // of the pages touched so far, by the kernel's own answer
+  std::uint64_t verified_pages = 0, misplaced_pages = 0;  // of the pages touched so far, by the kernel's own answer;
+                                                          // large arenas are sampled
+  std::string note;                 // why the kernel could not be asked for the node, or for its answer; empty: it could
 };
 class FIRN_API HostTier : public MemoryTier {
  public:
