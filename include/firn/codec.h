@@ -1,6 +1,6 @@
-// codec.h: turns an extent (1 to 8 consecutive blocks, all layers of a group) into a frame and back. Bound, encode, decode:
-// always over batches of extents, because one block a call starves every codec worth having.
-// A frame says what it is (docs/frame.md); a decoder believes none of it before it has checked it.
+// codec.h: turns an extent (1 to 8 consecutive blocks, all layers of a group) into a frame and back. Bound, encode,
+// decode: always over batches of extents, because one block a call starves every codec worth having. A frame says what
+// it is (docs/frame.md); a decoder believes none of it before it has checked it.
 #pragma once
 
 #include <cstddef>
@@ -37,16 +37,14 @@ struct ExtentShape {
   std::uint32_t layer_count = 0;
   std::uint32_t block_count = 0;  // 1 to kMaxExtentBlocks
   auto operator<=>(const ExtentShape&) const = default;
-  std::uint64_t raw_bytes() const {
-    return std::uint64_t{layer_count} * block_count * kBlockTokens * kv.token_bytes();
-  }
+  std::uint64_t raw_bytes() const { return std::uint64_t{layer_count} * block_count * kBlockTokens * kv.token_bytes(); }
 };
 
 // What a frame holds and for whom: written into its header by encode, compared on every read.
 struct FrameLabel {
-  Key last_key;                      // key of the extent's last block: names all tokens up to there, model and namespace
+  Key last_key;  // key of the extent's last block: names all tokens up to there, model and namespace
   GroupId group{};
-  std::uint64_t first_position = 0;  // position of the extent's first token; the tokens are consecutive
+  std::uint64_t first_position = 0;      // position of the extent's first token; the tokens are consecutive
   Fidelity fidelity = Fidelity::kExact;  // of the content
   auto operator<=>(const FrameLabel&) const = default;
 };
@@ -63,11 +61,11 @@ struct EncodeJob {
 
 struct DecodeJob {
   std::span<const std::byte> frame;
-  ExtentShape shape;      // what the caller expects; a frame of another shape is kCorrupt
-  FrameLabel label;       // likewise
+  ExtentShape shape;                         // what the caller expects; a frame of another shape is kCorrupt
+  FrameLabel label;                          // likewise
   std::uint32_t layer = 0, layer_count = 0;  // which layers to decode
-  std::span<const BlockView> views;          // [layer_count][block_count] destinations, host-writable; k == 0: skip this block
-  Status status;          // result; on failure the destinations hold unspecified bytes
+  std::span<const BlockView> views;  // [layer_count][block_count] destinations, host-writable; k == 0: skip this block
+  Status status;                     // result; on failure the destinations hold unspecified bytes
 };
 
 class FIRN_API Codec {

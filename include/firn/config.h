@@ -16,19 +16,20 @@
 namespace firn {
 
 struct Config {
-  std::string device = "auto";        // auto | cpu | none (bookkeeping only)
-  std::uint32_t threads = 0;          // of the cpu device and of codecs; 0: one per usable processor
-  std::string mode = "strict";        // strict | opportunistic: when a token may become lossy (docs/design.md)
+  std::string device = "auto";  // auto | cpu | none (bookkeeping only)
+  std::uint32_t threads = 0;    // of the cpu device and of codecs; 0: one per usable processor
+  std::string mode = "strict";  // strict | opportunistic: when a token may become lossy (docs/design.md)
 
   struct Pool {
-    std::uint64_t budget_bytes = 0;   // slots, staging and workspace together, per process; 0: a quarter of free memory
-    std::uint64_t staging_bytes = 0;  // of those, for decoded cold blocks on their way to attention; 0: chosen from the model
+    std::uint64_t budget_bytes = 0;  // slots, staging and workspace together, per process; 0: a quarter of free memory
+    std::uint64_t staging_bytes =
+        0;  // of those, for decoded cold blocks on their way to attention; 0: chosen from the model
     std::uint32_t max_step_tokens = 256;  // rows one attend call may have; sizes the workspace
   } pool;
 
   struct Protect {
-    std::uint32_t sinks = 4;          // first tokens of a sequence that stay raw while it lives
-    std::uint32_t recent = 128;       // last tokens that do
+    std::uint32_t sinks = 4;     // first tokens of a sequence that stay raw while it lives
+    std::uint32_t recent = 128;  // last tokens that do
   } protect;
 
   struct Host {
@@ -39,8 +40,8 @@ struct Config {
   } host;
 
   struct Mover {
-    bool worker = true;               // a background thread; false: pump() does the work in the caller's thread
-    std::uint32_t queue = 64;         // frames waiting to move, at most
+    bool worker = true;        // a background thread; false: pump() does the work in the caller's thread
+    std::uint32_t queue = 64;  // frames waiting to move, at most
   } mover;
 
   std::string eviction = "lru";
@@ -62,12 +63,14 @@ struct ConfigSetting {
 };
 
 struct ConfigInput {
-  std::string file;                              // path for messages; empty: no file
-  std::string text;                              // its YAML
-  std::map<std::string, std::string> environment;  // FIRN_* only
+  std::string file = {};                                // path for messages; empty: no file
+  std::string text = {};                                // its YAML
+  std::map<std::string, std::string> environment = {};  // FIRN_* only
   // (key, value, where): "pool.budget", "16MiB", "--pool-budget"
-  struct Override { std::string key, value, where; };
-  std::vector<Override> overrides;
+  struct Override {
+    std::string key, value, where;
+  };
+  std::vector<Override> overrides = {};
 };
 
 class FIRN_API LoadedConfig {
@@ -77,10 +80,12 @@ class FIRN_API LoadedConfig {
   std::vector<std::string> warnings;    // legal, and probably not what somebody wants; one line each
 };
 
-// kInvalidArgument: every mistake found, one a line, each with file:line:column, what is wrong, and what would be right.
+// kInvalidArgument: every mistake found, one a line, each with file:line:column, what is wrong, and what would be
+// right.
 FIRN_API Result<LoadedConfig> load_config(const ConfigInput& input);
 // The file with this process's environment. An empty path: no file.
-FIRN_API Result<LoadedConfig> load_config_file(const std::string& path, const std::vector<ConfigInput::Override>& overrides = {});
+FIRN_API Result<LoadedConfig> load_config_file(const std::string& path,
+                                               const std::vector<ConfigInput::Override>& overrides = {});
 // Cross-field checks, before anything is allocated; load_config has run them.
 FIRN_API Status validate(const Config& config);
 FIRN_API std::string config_schema_json();  // configs/schema.json, from the one definition table

@@ -34,7 +34,7 @@ struct Fence {
 class FIRN_API Timeline {
  public:
   virtual ~Timeline() = default;
-  virtual Fence last() const = 0;                  // the fence after everything submitted so far
+  virtual Fence last() const = 0;  // the fence after everything submitted so far
   virtual bool passed(const Fence& fence) const = 0;
   // Blocks. kUnavailable: the deadline (nanoseconds from now) went by first; kIo: the device is lost.
   virtual Status wait(const Fence& fence, std::int64_t timeout_ns = std::numeric_limits<std::int64_t>::max()) = 0;
@@ -52,10 +52,10 @@ struct Region {
 class FIRN_API Memory {
  public:
   struct Info {
-    std::string name;                  // "cpu", or the device's own name
-    bool host_visible = false;         // every region has a host pointer
+    std::string name;           // "cpu", or the device's own name
+    bool host_visible = false;  // every region has a host pointer
     std::uint64_t max_region_bytes = 0;
-    std::uint64_t budget_bytes = 0;    // what the driver or the cgroup says may be used; a hint, the ledger is the truth
+    std::uint64_t budget_bytes = 0;  // what the driver or the cgroup says may be used; a hint, the ledger is the truth
   };
   virtual ~Memory() = default;
   virtual Info info() const = 0;
@@ -67,7 +67,7 @@ class FIRN_API Memory {
 // One layer of one block: where its key and value rows are. Row of token t and head h of K begins at
 // k + t * token_stride + h * head_stride, likewise V; its elements are contiguous.
 struct BlockView {
-  DeviceAddress k = 0, v = 0;     // 0: this block takes no part
+  DeviceAddress k = 0, v = 0;                           // 0: this block takes no part
   std::uint32_t token_stride = 0, head_stride = 0;      // of K, in bytes
   std::uint32_t v_token_stride = 0, v_head_stride = 0;  // of V, in bytes
 };
@@ -75,9 +75,9 @@ struct BlockView {
 // Rows of new keys and values go into block slots, rounded to the cache's type (round to nearest even).
 struct AppendItem {
   BlockView view;
-  std::uint32_t row = 0;             // first row of k and v
-  std::uint32_t token = 0;           // first token within the block
-  std::uint32_t token_count = 0;     // token + token_count <= kBlockTokens
+  std::uint32_t row = 0;          // first row of k and v
+  std::uint32_t token = 0;        // first token within the block
+  std::uint32_t token_count = 0;  // token + token_count <= kBlockTokens
 };
 struct AppendBatch {
   KvShape shape;
@@ -86,8 +86,8 @@ struct AppendBatch {
   std::span<const AppendItem> items;
 };
 
-// Copies the first token_count tokens of a block's layer, bit by bit, whatever the strides on either side: copy-on-write,
-// gather into a staging ring, scatter into an engine's layout.
+// Copies the first token_count tokens of a block's layer, bit by bit, whatever the strides on either side:
+// copy-on-write, gather into a staging ring, scatter into an engine's layout.
 struct CopyItem {
   BlockView from, to;
   std::uint32_t token_count = kBlockTokens;
@@ -98,29 +98,29 @@ struct CopyBatch {
 };
 
 // Attention over one layer. KV is cut into splits at fixed absolute positions (multiples of kSplitTokens), whatever is
-// resident; each (sequence, split) pair is an item. A row's result is the fold of its splits' partial results in ascending
-// position by log-sum-exp. A fixed order, not a balanced tree: the fold needs one accumulator per row whatever the
-// sequence's length, so splits may be attended in waves, and every wave size gives the same bits.
-// Within a split the arithmetic of a row depends on that row and the split's tokens alone, never on other rows, on the
-// number of rows, on threads, or on where blocks are.
+// resident; each (sequence, split) pair is an item. A row's result is the fold of its splits' partial results in
+// ascending position by log-sum-exp. A fixed order, not a balanced tree: the fold needs one accumulator per row
+// whatever the sequence's length, so splits may be attended in waves, and every wave size gives the same bits. Within a
+// split the arithmetic of a row depends on that row and the split's tokens alone, never on other rows, on the number of
+// rows, on threads, or on where blocks are.
 struct AttendItem {
-  std::uint32_t row = 0, row_count = 0;   // rows of q: consecutive tokens of one sequence
-  std::uint32_t position = 0;             // absolute position of the first row's token
-  std::uint32_t split = 0;                // absolute position of the split's first token; a multiple of kSplitTokens
-  std::uint32_t token_count = 0;          // tokens in this split, 1 to kSplitTokens; later memory is never read
-  std::uint32_t view = 0;                 // index of the split's first BlockView in views, one per block
+  std::uint32_t row = 0, row_count = 0;  // rows of q: consecutive tokens of one sequence
+  std::uint32_t position = 0;            // absolute position of the first row's token
+  std::uint32_t split = 0;               // absolute position of the split's first token; a multiple of kSplitTokens
+  std::uint32_t token_count = 0;         // tokens in this split, 1 to kSplitTokens; later memory is never read
+  std::uint32_t view = 0;                // index of the split's first BlockView in views, one per block
 };
 struct AttendBatch {
   KvShape shape;
-  std::uint32_t query_heads = 0;          // a multiple of shape.kv_heads
-  float scale = 0;                        // applied to q . k
-  float soft_cap = 0;                     // 0: none; else logits become cap * tanh(logits / cap)
-  std::uint32_t window = 0;               // 0: causal over everything; else the last window tokens, self included
+  std::uint32_t query_heads = 0;  // a multiple of shape.kv_heads
+  float scale = 0;                // applied to q . k
+  float soft_cap = 0;             // 0: none; else logits become cap * tanh(logits / cap)
+  std::uint32_t window = 0;       // 0: causal over everything; else the last window tokens, self included
   std::uint32_t row_count = 0;
-  DeviceAddress q = 0;                    // f32 [row_count][query_heads][head_dim]
-  DeviceAddress out = 0;                  // f32 [row_count][query_heads][value_dim]; written when last
+  DeviceAddress q = 0;    // f32 [row_count][query_heads][head_dim]
+  DeviceAddress out = 0;  // f32 [row_count][query_heads][value_dim]; written when last
   std::span<const BlockView> views;
-  std::span<const AttendItem> items;      // items of one row range ascend by split, also from wave to wave
+  std::span<const AttendItem> items;  // items of one row range ascend by split, also from wave to wave
   // Accumulators, f32 [row_count][query_heads][value_dim + 2] (weighted values, maximum, sum): kept by the caller from
   // wave to wave. first: start afresh. last: normalise into out. A row no item touched gives zeros.
   DeviceAddress state = 0;

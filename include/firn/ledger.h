@@ -1,7 +1,6 @@
-// ledger.h: what every byte budget has spent. A byte is charged before it is allocated and refunded after it is freed, so
-// that a budget is a promise and not a report.
-// Threads:  any; each call takes a short lock.
-// Memory:   nothing is allocated after construction.
+// ledger.h: what every byte budget has spent. A byte is charged before it is allocated and refunded after it is freed,
+// so that a budget is a promise and not a report. Threads:  any; each call takes a short lock. Memory:   nothing is
+// allocated after construction.
 #pragma once
 
 #include <array>
@@ -14,19 +13,19 @@
 
 namespace firn {
 
-// device: what the pool's budget buys. host: what the host tier's budget buys. metadata: firn's own tables in host memory,
-// sized when the manager is created and reported beside the other two.
+// device: what the pool's budget buys. host: what the host tier's budget buys. metadata: firn's own tables in host
+// memory, sized when the manager is created and reported beside the other two.
 enum class Budget : std::uint8_t { kDevice, kHost, kMetadata, kCount };
 // What the bytes are. Each account belongs to one budget.
 enum class Account : std::uint8_t {
-  kPool,           // device: raw block slots
-  kStaging,        // device: decoded cold sections on their way to attention
-  kWorkspace,      // device: accumulators and partial results of attention
-  kArtefact,       // device: calibration data resident for projection
-  kHostFrames,     // host: the arenas that hold encoded frames
-  kHostMetadata,   // host: the arenas' own tables
-  kHostScratch,    // host: encoder and decoder scratch
-  kMetadata,       // metadata: block records, index, frame records, sequence tables, queues
+  kPool,          // device: raw block slots
+  kStaging,       // device: decoded cold sections on their way to attention
+  kWorkspace,     // device: accumulators and partial results of attention
+  kArtefact,      // device: calibration data resident for projection
+  kHostFrames,    // host: the arenas that hold encoded frames
+  kHostMetadata,  // host: the arenas' own tables
+  kHostScratch,   // host: encoder and decoder scratch
+  kMetadata,      // metadata: block records, index, frame records, sequence tables, queues
   kCount,
 };
 FIRN_API Budget budget_of(Account account);

@@ -8,7 +8,8 @@
 //   commit(seq, tokens)                    now they are part of the sequence, and others may share full blocks
 //   free(seq)
 //
-// Threads:  one caller at a time, each call takes the manager's lock; the mover's worker runs beside it. Without a worker
+// Threads:  one caller at a time, each call takes the manager's lock; the mover's worker runs beside it. Without a
+// worker
 //           (mover.worker: false) nothing happens outside your calls: pump() moves what waits.
 // Memory:   create() takes the pool, staging, workspace and tables; what grows later is charged to the metadata budget.
 // Blocking: no call waits for the mover or a device unless it is named wait_*.
@@ -50,16 +51,16 @@ struct PrefixMatch {
 };
 
 struct BeginOptions {
-  std::string_view name_space;         // tenants do not see each other's blocks; a part of every key
-  bool read_cache = true;              // false: compute everything, store as usual
+  std::string_view name_space;  // tenants do not see each other's blocks; a part of every key
+  bool read_cache = true;       // false: compute everything, store as usual
 };
 struct Begun {
   SeqId seq = SeqId::kNone;
-  PrefixMatch match;                   // match.tokens are committed already
+  PrefixMatch match;  // match.tokens are committed already
 };
 
-// Copy-on-write: the first `tokens` tokens of slot `from` belong into slot `to`. firn has done it already where it owns the
-// bytes; an engine that owns them does it before it writes to `to`.
+// Copy-on-write: the first `tokens` tokens of slot `from` belong into slot `to`. firn has done it already where it owns
+// the bytes; an engine that owns them does it before it writes to `to`.
 struct CopyOrder {
   SlotId from = SlotId::kNone, to = SlotId::kNone;
   std::uint32_t tokens = 0;
@@ -70,19 +71,20 @@ struct StepRequest {
   std::uint32_t new_tokens = 0;
 };
 struct StepPlan {
-  std::uint32_t chunk_limit = 0;       // new tokens the whole step may have; 0: make room first, `blocked` says why
-  std::uint32_t blocks_needed = 0;     // slots that allocate() will take for what was asked
-  std::uint64_t staging_bytes = 0;     // cold bytes one layer decodes
+  std::uint32_t chunk_limit = 0;  // new tokens the whole step may have now; 0: make room first, `blocked` says why
+  std::uint32_t chunk_limit_moved = 0;  // and once what is cold has moved to the host: wait_room() if this is worth it
+  std::uint32_t blocks_needed = 0;      // slots that allocate() will take for what was asked
+  std::uint64_t staging_bytes = 0;      // cold bytes one layer decodes
   std::uint64_t workspace_bytes = 0;
-  Status blocked;                      // why chunk_limit is 0: kUnavailable (moving: pump or wait_room), kNoSpace (never)
+  Status blocked;  // why chunk_limit is 0: kUnavailable (moving: pump or wait_room), kNoSpace (never)
 };
 
 // Rows of one sequence within append and attend: consecutive tokens, allocated and perhaps not yet committed.
 struct StepRows {
   SeqId seq = SeqId::kNone;
-  std::uint32_t row = 0;               // first row of q, k, v and out
+  std::uint32_t row = 0;  // first row of q, k, v and out
   std::uint32_t row_count = 0;
-  std::uint32_t position = 0;          // of the first row's token
+  std::uint32_t position = 0;  // of the first row's token
 };
 
 struct AttendParams {
@@ -94,33 +96,38 @@ struct AttendParams {
 // What verify() found broken; empty: nothing.
 using Violations = std::vector<std::string>;
 
+// What a manager stands on. Null members are made from the configuration; others are borrowed and must outlive it.
+struct ManagerEnvironment {
+  ThreadPool* threads = nullptr;
+  Device* device = nullptr;
+  std::function<Instant()> clock;  // default: the steady clock
+};
+
 class FIRN_API Manager {
  public:
-  // What the manager stands on. Null members are made from the configuration; others are borrowed and must outlive it.
-  struct Environment {
-    ThreadPool* threads = nullptr;
-    Device* device = nullptr;
-    std::function<Instant()> clock;    // default: the steady clock
-  };
-  static Result<std::unique_ptr<Manager>> create(const Config& config, const ModelSpec& model, Environment environment = {});
-  virtual ~Manager() = default;        // waits for the worker; sequences need not be freed
+  using Environment = ManagerEnvironment;
+  static Result<std::unique_ptr<Manager>> create(const Config& config, const ModelSpec& model,
+                                                 Environment environment = {});
+  virtual ~Manager() = default;  // waits for the worker; sequences need not be freed
 
   // --- sequences ---
   // Read-only: what begin() would reuse. At most tokens.size() - 1 tokens, because the last one's logits are needed.
   virtual PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space = {}) const = 0;
   virtual Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options = {}) = 0;
   virtual Result<StepPlan> plan_step(std::span<const StepRequest> requests) const = 0;
-  // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to the
-  // host; pump() or wait_room(), then again. kNoSpace: everything is held by live sequences.
+  // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to
+  // the host; pump() or wait_room(), then again. kNoSpace: everything is held by live sequences.
   virtual Result<std::vector<CopyOrder>> allocate(SeqId seq, std::uint32_t new_tokens, std::uint32_t lookahead = 0) = 0;
   // k, v: f32 [rows][kv_heads][dim], device addresses. Rows are allocated and uncommitted.
-  virtual Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) = 0;
-  // q: f32 [rows][query_heads][head_dim]; out: f32 [rows][query_heads][value_dim]. Causal over the whole sequence, wherever its
-  // blocks are. kCorrupt: a frame did not decode; usable_tokens(seq) says what is left, rewind to it and compute again.
+  virtual Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k,
+                               DeviceAddress v) = 0;
+  // q: f32 [rows][query_heads][head_dim]; out: f32 [rows][query_heads][value_dim]. Causal over the whole sequence,
+  // wherever its blocks are. kCorrupt: a frame did not decode; usable_tokens(seq) says what is left, rewind to it and
+  // compute again.
   virtual Result<Fence> attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params,
                                DeviceAddress q, DeviceAddress out) = 0;
-  // The next tokens of the sequence, appended in every layer. Full blocks get their keys and can be found from now on; what
-  // leaves the recent window is queued to be pressed into the host tier.
+  // The next tokens of the sequence, appended in every layer. Full blocks get their keys and can be found from now on;
+  // what leaves the recent window is queued to be pressed into the host tier.
   virtual Status commit(SeqId seq, std::span<const TokenId> tokens) = 0;
   // A second sequence with the same tokens. Blocks are shared; the first write into a shared tail copies it.
   virtual Result<SeqId> fork(SeqId seq) = 0;
@@ -129,34 +136,35 @@ class FIRN_API Manager {
   // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed.
   virtual Status free(SeqId seq, const Fence& fence = {}) = 0;
 
-  virtual std::uint32_t token_count(SeqId seq) const = 0;     // committed
-  virtual std::uint32_t usable_tokens(SeqId seq) const = 0;   // of those, before the first block that was lost
+  virtual std::uint32_t token_count(SeqId seq) const = 0;        // committed
+  virtual std::uint32_t usable_tokens(SeqId seq) const = 0;      // of those, before the first block that was lost
   virtual std::vector<SlotId> block_table(SeqId seq) const = 0;  // kNone: not resident
   virtual std::vector<Key> block_keys(SeqId seq) const = 0;      // of full blocks
   virtual std::vector<Key> compute_keys(std::span<const TokenId> tokens, std::string_view name_space = {}) const = 0;
 
   // --- moving ---
-  // Brings the sequence's blocks back into free slots, sinks and recent window first, as far as slots reach; a ticket to wait
-  // for, kNone if there is nothing to do. Blocks that find no slot are decoded into staging when attended.
+  // Brings the sequence's blocks back into free slots, sinks and recent window first, as far as slots reach; a ticket
+  // to wait for, kNone if there is nothing to do. Blocks that find no slot are decoded into staging when attended.
   virtual Result<Ticket> prefetch(SeqId seq) = 0;
   virtual bool done(Ticket ticket) const = 0;
-  virtual Status cancel(Ticket ticket) = 0;                   // idempotent; queued work is dropped, running work completes
+  virtual Status cancel(Ticket ticket) = 0;  // idempotent; queued work is dropped, running work completes
   // Does up to max_jobs waiting moves in this thread; how many it did. The only mover when mover.worker is false.
   virtual std::size_t pump(std::size_t max_jobs = ~std::size_t{0}) = 0;
   virtual Status wait(Ticket ticket, std::int64_t timeout_ns = 30'000'000'000) = 0;
   virtual Status wait_idle(std::int64_t timeout_ns = 30'000'000'000) = 0;  // nothing queued, nothing running
   // Until allocate(seq, new_tokens) can succeed or cannot any more. Pumps when there is no worker.
   virtual Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns = 30'000'000'000) = 0;
-  // Gives up every slot that no live sequence needs (those with a copy below stay findable), after storing what is queued.
-  // zero_fill or poison overwrites the slots. For tests and demonstrations: nothing of the past is left in the pool.
+  // Gives up every slot that no live sequence needs (those with a copy below stay findable), after storing what is
+  // queued. Every free slot is overwritten with poison. For tests and demonstrations: nothing of the past is left in
+  // the pool.
   virtual Result<std::uint32_t> empty_pool(std::uint8_t poison) = 0;
-  virtual Status reset() = 0;                                 // forgets everything cached; kUnavailable while sequences live
+  virtual Status reset() = 0;  // forgets everything cached; kUnavailable while sequences live
 
   // --- knowing ---
   virtual Stats stats() const = 0;
   virtual const Ledger& ledger() const = 0;
   virtual const ModelSpec& model() const = 0;
-  virtual const Config& config() const = 0;                   // with every automatic value filled in
+  virtual const Config& config() const = 0;  // with every automatic value filled in
   virtual Device& device() = 0;
   virtual std::vector<NodePlacement> host_placement() const = 0;
   // Hash (XXH3-64) of a resident block's raw bytes; kUnavailable if it is not resident.

@@ -45,7 +45,8 @@ struct GroupSpec {
   GroupKind kind = GroupKind::kFull;
   std::uint32_t layer_count = 0;
   KvShape kv;
-  std::uint32_t window = 0;  // tokens a sliding-window layer sees; 0 elsewhere
+  std::uint32_t window = 0;       // tokens a sliding-window layer sees; 0 elsewhere
+  std::uint32_t query_heads = 0;  // sizes the attention workspace; not part of the identity; 0: eight a KV head
   std::uint64_t token_bytes() const { return layer_count * kv.token_bytes(); }
   std::uint64_t block_bytes() const { return kBlockTokens * token_bytes(); }
 };
@@ -54,18 +55,18 @@ struct GroupSpec {
 struct RotationSpec {
   enum class Pairing : std::uint8_t { kNone = 0, kAdjacent = 1, kHalves = 2 };  // (2i, 2i+1) or (i, i + dims / 2)
   Pairing pairing = Pairing::kNone;
-  std::uint32_t dims = 0;                      // rotated leading dimensions of a head
-  std::vector<float> inverse_frequencies;      // dims / 2
-  float attention_factor = 1.0f;               // what some scalings multiply q and k with
+  std::uint32_t dims = 0;                  // rotated leading dimensions of a head
+  std::vector<float> inverse_frequencies;  // dims / 2
+  float attention_factor = 1.0f;           // what some scalings multiply q and k with
 };
 
 // The model identity: any difference in it gives different keys. A zero weights digest means "unknown weights": such a
 // cache is session-only and never leaves the process.
 struct ModelSpec {
-  std::string name;              // for people; not part of the identity
-  Digest weights;                // digest of the weights, for example of the model file
-  std::string adapters;          // names and digests of active adapters; empty: none
-  std::vector<GroupSpec> groups; // 1 for plain models
+  std::string name;               // for people; not part of the identity
+  Digest weights;                 // digest of the weights, for example of the model file
+  std::string adapters;           // names and digests of active adapters; empty: none
+  std::vector<GroupSpec> groups;  // 1 for plain models
   RotationSpec rotation;
   std::uint32_t shard_rank = 0, shard_count = 1;  // tensor-parallel shard
 

@@ -22,14 +22,14 @@ namespace firn {
 // first block.
 struct BlockFacts {
   BlockId id = BlockId::kNone;
-  BlockId parent = BlockId::kNone;    // the block before it in its sequence
+  BlockId parent = BlockId::kNone;  // the block before it in its sequence
   std::uint32_t name_space = 0;
-  std::uint32_t position = 0;         // first token's position
-  std::uint64_t bytes = 0;            // what evicting it would free
-  float recompute_cost = 0;           // relative cost of computing it again; grows with position
-  std::uint8_t priority = 35;         // 0 to 100, the engine's own mark
-  bool live = false;                  // some live sequence still reads it (it is cold there)
-  bool has_copy = false;              // the tier below holds its bytes: evicting it loses nothing
+  std::uint32_t position = 0;  // first token's position
+  std::uint64_t bytes = 0;     // what evicting it would free
+  float recompute_cost = 0;    // relative cost of computing it again; grows with position
+  std::uint8_t priority = 35;  // 0 to 100, the engine's own mark
+  bool live = false;           // some live sequence still reads it (it is cold there)
+  bool has_copy = false;       // the tier below holds its bytes: evicting it loses nothing
 };
 
 enum class Access : std::uint8_t {
@@ -40,8 +40,8 @@ enum class Access : std::uint8_t {
 };
 
 struct Need {
-  std::size_t count = 1;   // victims wanted
-  std::uint64_t bytes = 0; // or as many as free this much, whichever is more
+  std::size_t count = 1;    // victims wanted
+  std::uint64_t bytes = 0;  // or as many as free this much, whichever is more
 };
 // Vetoes a victim. Empty: everybody may go.
 using Filter = std::function<bool(BlockId)>;
@@ -50,17 +50,17 @@ class FIRN_API EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual std::string_view name() const = 0;
-  virtual void on_insert(const BlockFacts& facts, Instant now) = 0;         // becomes a candidate
-  virtual void on_access(BlockId id, Access access, Instant now) = 0;       // ignored if not a candidate
-  virtual void on_remove(BlockId id) = 0;                                   // pinned or freed; ignored if not a candidate
+  virtual void on_insert(const BlockFacts& facts, Instant now) = 0;    // becomes a candidate
+  virtual void on_access(BlockId id, Access access, Instant now) = 0;  // ignored if not a candidate
+  virtual void on_remove(BlockId id) = 0;                              // pinned or freed; ignored if not a candidate
   // Best victims first, at most out.size(); how many. They stay candidates until on_remove.
   virtual std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) = 0;
   virtual std::size_t candidates() const = 0;
 };
 
-// Least recently used. Blocks with a copy below go first (dead ones, then those of live sequences), last copies after them;
-// within each in order of insertion, which for a freed sequence is tail first, so that a prefix outlives its suffix.
-// capacity: ids are below it. Everything is O(1); memory is allocated here and never again.
+// Least recently used. Blocks with a copy below go first (dead ones, then those of live sequences), last copies after
+// them; within each in order of insertion, which for a freed sequence is tail first, so that a prefix outlives its
+// suffix. capacity: ids are below it. Everything is O(1); memory is allocated here and never again.
 FIRN_API std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity);
 // By name, for configuration: "lru". kInvalidArgument lists the names there are.
 FIRN_API Result<std::unique_ptr<EvictionPolicy>> make_policy(std::string_view name, std::uint32_t capacity);

@@ -25,16 +25,16 @@ FIRN_API std::string_view to_string(MissReason reason);
 
 struct Stats {
   // Gauges.
-  std::uint64_t slots_total = 0, slots_free = 0;    // free: empty, nothing to evict
-  std::uint64_t slots_cached = 0;                   // no live sequence holds them; evictable
-  std::uint64_t slots_live = 0;                     // held by live sequences...
-  std::uint64_t slots_cold = 0;                     // ...of which cold with a copy below, hence evictable
-  std::uint64_t slots_in_flight = 0;                // being read or written by the mover, or behind a fence
+  std::uint64_t slots_total = 0, slots_free = 0;  // free: empty, nothing to evict
+  std::uint64_t slots_cached = 0;                 // no live sequence holds them; evictable
+  std::uint64_t slots_live = 0;                   // held by live sequences...
+  std::uint64_t slots_cold = 0;                   // ...of which cold with a copy below, hence evictable
+  std::uint64_t slots_in_flight = 0;              // being read or written by the mover, or behind a fence
   std::uint64_t blocks = 0, frames = 0, sequences = 0, duplicate_blocks = 0;
   std::uint64_t block_bytes = 0, token_bytes = 0;
   std::uint64_t host_frame_bytes = 0, host_raw_bytes = 0;  // encoded, and what they were before
   std::uint64_t pool_bytes = 0, staging_bytes = 0, workspace_bytes = 0, metadata_bytes = 0;
-  double kv_cache_usage_perc = 0;                   // live slots / slots, 0 to 1
+  double kv_cache_usage_perc = 0;  // live slots / slots, 0 to 1
   // Counters, in blocks unless named otherwise. queries = hits + sum(misses).
   std::uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(MissReason::kCount)> misses{};
@@ -43,8 +43,9 @@ struct Stats {
   std::uint64_t host_evictions = 0;                      // frames
   std::uint64_t frames_stored = 0, frames_refused = 0, frames_failed = 0;
   std::uint64_t kv_offload_bytes_store = 0, kv_offload_bytes_load = 0;  // encoded bytes written and read
-  std::uint64_t blocks_promoted = 0, blocks_staged = 0;  // decoded into slots; decoded into staging (per layer / layers)
-  std::uint64_t frames_read = 0;                         // whole frames or single layers of them
+  std::uint64_t blocks_promoted = 0,
+                blocks_staged = 0;  // decoded into slots; decoded into staging (per layer / layers)
+  std::uint64_t frames_read = 0;    // whole frames or single layers of them
   std::uint64_t copy_on_writes = 0, allocations_refused = 0;
 };
 

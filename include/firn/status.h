@@ -1,6 +1,7 @@
 // status.h: how failures travel. A Code tells the caller what to do next; the message tells a person what happened.
-// Three kinds of wrong, three mechanisms: wrong calls do not compile, bugs stop the program (check.h), and failures that
-// come from outside (files, network, configuration, full memory) come back as values of the types below. Nothing throws.
+// Three kinds of wrong, three mechanisms: wrong calls do not compile, bugs stop the program (check.h), and failures
+// that come from outside (files, network, configuration, full memory) come back as values of the types below. Nothing
+// throws.
 #pragma once
 
 #include <cassert>
@@ -78,7 +79,7 @@ class [[nodiscard]] Result {
 
 // FIRN_ASSIGN(decl, expr): decl = value of a Result expression, or returns its failure.
 #define FIRN_ASSIGN(decl, ...) FIRN_ASSIGN_(FIRN_CONCAT(firn_result_, __LINE__), decl, __VA_ARGS__)
-#define FIRN_ASSIGN_(result, decl, ...)      \
-  auto result = (__VA_ARGS__);               \
-  if (!result.ok()) return result.status();  \
+#define FIRN_ASSIGN_(result, decl, ...)     \
+  auto result = (__VA_ARGS__);              \
+  if (!result.ok()) return result.status(); \
   decl = std::move(result).value()

@@ -1,5 +1,6 @@
 // thread_pool.h: a fixed set of threads that share one loop at a time.
-// Threads:  any thread may call parallel_for; calls from different threads take turns. The caller works too, so a pool of
+// Threads:  any thread may call parallel_for; calls from different threads take turns. The caller works too, so a pool
+// of
 //           size 1 has no thread of its own and runs everything inline, in index order.
 // Memory:   nothing is allocated after construction.
 // Lifetime: outlives every call; the destructor joins.
@@ -22,8 +23,8 @@ class FIRN_API ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   unsigned size() const;  // threads that work on a loop, the caller included
-  // Runs body(i) for every i in [0, count), each exactly once, in any order and on any thread; returns when all are done.
-  // A body must not call parallel_for of the same pool.
+  // Runs body(i) for every i in [0, count), each exactly once, in any order and on any thread; returns when all are
+  // done. A body must not call parallel_for of the same pool.
   void parallel_for(std::size_t count, const std::function<void(std::size_t)>& body);
   // The same, and tells the body which worker runs it: [0, size()), for per-thread scratch memory.
   void parallel_for_worker(std::size_t count, const std::function<void(std::size_t index, unsigned worker)>& body);

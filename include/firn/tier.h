@@ -1,5 +1,5 @@
-// tier.h: where frames live below the device. A tier stores exactly the bytes it is given under a FrameKey and gives the
-// same bytes back, or a miss, or an error; never other bytes.
+// tier.h: where frames live below the device. A tier stores exactly the bytes it is given under a FrameKey and gives
+// the same bytes back, or a miss, or an error; never other bytes.
 //
 // One interface for memory that answers at once and stores that do not: submit takes a batch and returns a ticket, poll
 // returns what has ended. Public calls check bounds and count; a new tier writes only the private ones.
@@ -24,8 +24,8 @@
 
 namespace firn {
 
-// The name of a frame: 128 bits over (last key, group, block count, frame identity); see docs/frame.md. Two frames with one
-// name hold the same content in the same encoding.
+// The name of a frame: 128 bits over (last key, group, block count, frame identity); see docs/frame.md. Two frames with
+// one name hold the same content in the same encoding.
 struct FrameKey {
   std::uint64_t hi = 0, lo = 0;
   auto operator<=>(const FrameKey&) const = default;
@@ -33,8 +33,8 @@ struct FrameKey {
 struct FrameKeyHash {
   std::size_t operator()(const FrameKey& key) const { return static_cast<std::size_t>(key.lo); }
 };
-FIRN_API FrameKey frame_key(const FrameLabel& label, std::uint32_t block_count, CodecId codec, std::uint16_t codec_version,
-                            const Digest& artefact = {});
+FIRN_API FrameKey frame_key(const FrameLabel& label, std::uint32_t block_count, CodecId codec,
+                            std::uint16_t codec_version, const Digest& artefact = {}, std::uint32_t rate = 0);
 
 enum class Verb : std::uint8_t { kPut, kGet, kErase, kContains };
 std::string_view to_string(Verb verb);
@@ -42,25 +42,25 @@ std::string_view to_string(Verb verb);
 struct Op {
   Verb verb = Verb::kGet;
   FrameKey key;
-  std::span<const std::byte> source;   // put: the whole frame; valid until the op is done
-  std::span<std::byte> destination;    // get: room for it; valid until the op is done
-  std::int64_t deadline_ns = 0;        // from submission; 0: the tier's default
+  std::span<const std::byte> source;  // put: the whole frame; valid until the op is done
+  std::span<std::byte> destination;   // get: room for it; valid until the op is done
+  std::int64_t deadline_ns = 0;       // from submission; 0: the tier's default
 };
 
 struct Done {
   Ticket ticket = Ticket::kNone;
-  std::uint32_t op = 0;                // index within the submitted batch
-  Status status;                       // how the op ended; an absent frame is no failure, see found
-  bool found = false;                  // get, contains, erase: the frame was there
-  std::size_t bytes = 0;               // put: stored; get: written to destination; contains: the frame's size
+  std::uint32_t op = 0;   // index within the submitted batch
+  Status status;          // how the op ended; an absent frame is no failure, see found
+  bool found = false;     // get, contains, erase: the frame was there
+  std::size_t bytes = 0;  // put: stored; get: written to destination; contains: the frame's size
 };
 
 class FIRN_API Tier {
  public:
   struct Capabilities {
-    bool immediate = false;            // every op is done when submit returns
-    bool addressable = false;          // frames can be read in place (MemoryTier)
-    bool durable = false;              // frames outlive the process
+    bool immediate = false;    // every op is done when submit returns
+    bool addressable = false;  // frames can be read in place (MemoryTier)
+    bool durable = false;      // frames outlive the process
     std::size_t max_frame_bytes = 0;
     std::uint32_t max_batch = 64;
   };
@@ -83,8 +83,8 @@ class FIRN_API Tier {
   Result<Ticket> submit(std::span<const Op> batch);
   // Moves ended ops into out, oldest first; how many. Those of a ticket that somebody waits for are left to them.
   std::size_t poll(std::span<Done> out);
-  // Blocks until every op of the ticket has ended; their Done entries, in op order. kUnavailable: timeout, nothing is lost.
-  // kInvalidArgument: no such ticket, or (some of) its entries were already taken.
+  // Blocks until every op of the ticket has ended; their Done entries, in op order. kUnavailable: timeout, nothing is
+  // lost. kInvalidArgument: no such ticket, or (some of) its entries were already taken.
   Result<std::vector<Done>> wait(Ticket ticket, std::int64_t timeout_ns);
   Stats stats() const;
   // Checks the tier's own tables against each other. A failure is a bug in firn and says where.
@@ -103,9 +103,9 @@ class FIRN_API Tier {
   std::unique_ptr<Books> books_;
 };
 
-// Frames in host memory, one arena per NUMA node. Two-phase: reserve gives writable bytes that nobody can find, publish makes
-// them findable and gives back what was not needed. A put through submit does both.
-// A put or reserve that does not fit is kNoSpace: who may go is decided elsewhere (policy), the tier only says no.
+// Frames in host memory, one arena per NUMA node. Two-phase: reserve gives writable bytes that nobody can find, publish
+// makes them findable and gives back what was not needed. A put through submit does both. A put or reserve that does
+// not fit is kNoSpace: who may go is decided elsewhere (policy), the tier only says no.
 class FIRN_API MemoryTier : public Tier {
  public:
   // Bytes reserved and not yet published. Dies unpublished: everything goes back.
@@ -143,7 +143,8 @@ class FIRN_API MemoryTier : public Tier {
   };
 
   virtual Result<Reservation> reserve(std::size_t bytes) = 0;
-  // The first `bytes` of the reservation become the frame. An existing frame of that name is kept and the new one dropped.
+  // The first `bytes` of the reservation become the frame. An existing frame of that name is kept and the new one
+  // dropped.
   virtual Status publish(Reservation reservation, const FrameKey& key, std::size_t bytes) = 0;
   virtual Pin find(const FrameKey& key) = 0;  // empty: not here
   // False while pinned (nothing happens then) or absent.
@@ -165,25 +166,26 @@ class FIRN_API MemoryTier : public Tier {
 };
 
 struct HostTierOptions {
-  std::uint64_t budget_bytes = 0;   // everything: frames, tables, reservations. Hard.
-  // Where the arenas are: "local" (the node of the creating thread), "node:N", "interleave" (equal arenas on all nodes),
-  // "spread:W0,W1,..." (arenas by weight per node).
+  std::uint64_t budget_bytes = 0;  // everything: frames, tables, reservations. Hard.
+  // Where the arenas are: "local" (the node of the creating thread), "node:N", "interleave" (equal arenas on all
+  // nodes), "spread:W0,W1,..." (arenas by weight per node).
   std::string placement = "local";
-  bool huge_pages = true;           // advised, never required
+  bool huge_pages = true;  // advised, never required
   // Frames and reservations at once; their tables are part of the budget. 0: one per 16 KiB of budget, or one per 4 KiB
   // up to 65,536.
   std::uint32_t max_frames = 0;
 };
 struct NodePlacement {
-  int node = -1;                    // asked for
-  std::uint64_t bytes = 0;          // of the arena
+  int node = -1;                                          // asked for
+  std::uint64_t bytes = 0;                                // of the arena
   std::uint64_t verified_pages = 0, misplaced_pages = 0;  // of the pages touched so far, by the kernel's own answer;
                                                           // large arenas are sampled
-  std::string note;                 // why the kernel could not be asked for the node, or for its answer; empty: it could
+  std::string note;  // why the kernel could not be asked for the node, or for its answer; empty: it could
 };
 class FIRN_API HostTier : public MemoryTier {
  public:
-  // kInvalidArgument: placement names a node that does not exist (the message lists those that do). kNoSpace: the ledger.
+  // kInvalidArgument: placement names a node that does not exist (the message lists those that do). kNoSpace: the
+  // ledger.
   static Result<std::unique_ptr<HostTier>> create(const HostTierOptions& options, Ledger& ledger);
   virtual std::vector<NodePlacement> placement() const = 0;  // asks the kernel
 };

@@ -1,0 +1,237 @@
+// attention.cpp: append and attend. Attention covers a whole sequence wherever its blocks are: slots are read in place,
+// cold blocks are decoded into the staging region, one layer of them at a time.
+//
+// A step's work is cut into items, one per (rows of a sequence, split of 256 tokens), and items are attended in waves:
+// as many as staging and workspace hold. The kernels fold splits in ascending position whatever the waves are, so that
+// budget and residency change the time a step takes and never its result.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/manager_impl.h"
+
+namespace firn {
+
+struct ManagerImpl::Wave {
+  std::vector<AttendItem> items;
+  std::vector<BlockView> views;
+  std::vector<Staged> staged;
+  std::uint32_t staging_blocks = 0;
+  std::uint64_t partial_rows = 0;
+  // Where the next wave goes on.
+  std::size_t next_rows = 0;
+  std::uint32_t next_split = 0;
+  void clear() {
+    items.clear();
+    views.clear();
+    staged.clear();
+    staging_blocks = 0;
+    partial_rows = 0;
+  }
+};
+
+Status ManagerImpl::check_rows(std::uint32_t layer, std::span<const StepRows> rows) const {
+  if (layer >= model_.groups[0].layer_count)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("layer {} of a model with {} layers", layer, model_.groups[0].layer_count));
+  for (const StepRows& part : rows) {
+    const Sequence* seq = find_sequence(part.seq);
+    if (!seq) return Status(Code::kInvalidArgument, fmt::format("sequence {} does not exist", index(part.seq)));
+    if (part.row_count == 0 || std::uint64_t{part.row} + part.row_count > max_rows_)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("rows [{}, {}) of a step that may have {} (pool.max_step_tokens)", part.row,
+                                std::uint64_t{part.row} + part.row_count, max_rows_));
+    if (std::uint64_t{part.position} + part.row_count > seq->blocks.size() * kBlockTokens)
+      return Status(
+          Code::kInvalidArgument,
+          fmt::format("sequence {}: positions [{}, {}) reach past the {} allocated; allocate first", index(part.seq),
+                      part.position, std::uint64_t{part.position} + part.row_count, seq->blocks.size() * kBlockTokens));
+    if (part.position > seq->tokens.size())
+      return Status(Code::kInvalidArgument, fmt::format("sequence {}: position {} leaves a gap after its {} tokens",
+                                                        index(part.seq), part.position, seq->tokens.size()));
+  }
+  return {};
+}
+
+Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k,
+                                  DeviceAddress v) {
+  if (!bytes_) return Fence{};
+  std::vector<AppendItem> items;
+  {
+    Lock lock(mutex_);
+    FIRN_TRY(check_rows(layer, rows).with_context("append"));
+    for (const StepRows& part : rows) {
+      const Sequence& seq = *find_sequence(part.seq);
+      if (part.position < seq.tokens.size())
+        return Status(Code::kInvalidArgument,
+                      fmt::format("append: position {} of sequence {} is committed; rewind first", part.position,
+                                  index(part.seq)));
+      for (std::uint32_t done = 0; done < part.row_count;) {
+        const std::uint32_t position = part.position + done, token = position % kBlockTokens;
+        const std::uint32_t count = std::min(part.row_count - done, kBlockTokens - token);
+        const BlockId id = seq.blocks[position / kBlockTokens];
+        if (must_copy(id))
+          return Status(Code::kInvalidArgument,
+                        fmt::format("append: the block of position {} of sequence {} is shared; "
+                                    "allocate first",
+                                    position, index(part.seq)));
+        items.push_back({slot_view(pool_->block(id).slot, layer), part.row + done, token, count});
+        done += count;
+      }
+    }
+  }
+  FIRN_ASSIGN(const Fence fence, device_->kernels().append({model_.groups[0].kv, k, v, items}));
+  Lock lock(mutex_);
+  last_write_ = fence;
+  return fence;
+}
+
+// Fills a wave from where the last one ended. Under the lock; what it decodes is pinned in the tier.
+Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const {
+  const KvShape& kv = model_.groups[0].kv;
+  const std::uint64_t partial_rows_max = workspace_.bytes / Kernels::state_bytes(kv, query_heads_, 1) / 2;
+  const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
+  const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
+  wave.clear();
+  for (; wave.next_rows < rows.size(); ++wave.next_rows, wave.next_split = 0) {
+    const StepRows& part = rows[wave.next_rows];
+    const Sequence& seq = *find_sequence(part.seq);
+    const std::uint32_t total = part.position + part.row_count;
+    for (; wave.next_split < total; wave.next_split += kSplitTokens) {
+      const std::uint32_t tokens = std::min(kSplitTokens, total - wave.next_split);
+      const std::uint32_t first = wave.next_split / kBlockTokens, count = (tokens + kBlockTokens - 1) / kBlockTokens;
+      std::uint32_t cold = 0;
+      for (std::uint32_t i = first; i < first + count; ++i) cold += pool_->block(seq.blocks[i]).slot == SlotId::kNone;
+      const bool fits =
+          wave.partial_rows + part.row_count <= partial_rows_max && wave.staging_blocks + cold <= staging_blocks_;
+      if (!wave.items.empty() && !fits) return {};
+      FIRN_CHECK(fits);  // one split always does: set_up sized both for it
+      wave.items.push_back({.row = part.row,
+                            .row_count = part.row_count,
+                            .position = part.position,
+                            .split = wave.next_split,
+                            .token_count = tokens,
+                            .view = static_cast<std::uint32_t>(wave.views.size())});
+      wave.partial_rows += part.row_count;
+      for (std::uint32_t i = first; i < first + count; ++i) {
+        const Block& block = pool_->block(seq.blocks[i]);
+        if (block.slot != SlotId::kNone) {
+          wave.views.push_back(slot_view(block.slot, 0));
+          continue;
+        }
+        if (block.frame == FrameId::kNone)
+          return Status(Code::kCorrupt, fmt::format("attend: sequence {} lost its tokens from position {}; rewind to "
+                                                    "usable_tokens() and compute them again",
+                                                    index(part.seq), i * kBlockTokens));
+        const DeviceAddress base = staging_.address + wave.staging_blocks++ * staged_bytes;
+        const BlockView view{.k = base,
+                             .v = base + kBlockTokens * kv.key_bytes(),
+                             .token_stride = k_row,
+                             .head_stride = kBlockTokens * k_row,
+                             .v_token_stride = v_row,
+                             .v_head_stride = kBlockTokens * v_row};
+        wave.views.push_back(view);
+        auto staged = std::find_if(wave.staged.rbegin(), wave.staged.rend(),
+                                   [&](const Staged& other) { return other.frame == block.frame; });
+        // A second reader of the same block (two sequences, one prefix) gets its own copy: a wave is short.
+        if (staged == wave.staged.rend() || staged->views[block.frame_index].k != 0) {
+          const Frame& frame = frames_->frame(block.frame);
+          wave.staged.push_back({.pin = host_->find(frame.key),
+                                 .frame = block.frame,
+                                 .views = {},
+                                 .label = label_of(frame),
+                                 .block_count = frame.block_count,
+                                 .wanted = 0});
+          staged = wave.staged.rbegin();
+        }
+        staged->views[block.frame_index] = view;
+        ++staged->wanted;
+      }
+    }
+  }
+  return {};
+}
+
+// Decodes one layer of what a wave stages. Without the lock.
+Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& staged) {
+  if (staged.empty()) return {};
+  std::vector<DecodeJob> jobs;
+  for (const Staged& part : staged)
+    jobs.push_back({.frame = part.pin.bytes(),
+                    .shape = extent_shape(part.block_count),
+                    .label = part.label,
+                    .layer = layer,
+                    .layer_count = 1,
+                    .views = std::span(part.views).first(part.block_count),
+                    .status = {}});
+  codec_->decode(jobs, threads_);
+
+  Lock lock(mutex_);
+  Status failure;
+  for (std::size_t i = 0; i < staged.size(); ++i) {
+    ++counters_.frames_read;
+    counters_.blocks_staged += staged[i].wanted;
+    if (jobs[i].status.ok()) continue;
+    ++counters_.frames_failed;
+    failure = jobs[i].status;
+    const FrameId frame = staged[i].frame;
+    staged[i].pin = {};
+    // Other parts of the wave may read the same frame; the last of them to fail drops it.
+    const bool read_again = std::any_of(staged.begin() + static_cast<std::ptrdiff_t>(i) + 1, staged.end(),
+                                        [&](const Staged& other) { return other.frame == frame; });
+    if (!read_again && frames_->frame(frame).in_use && frames_->frame(frame).in_flight == 0)
+      drop_frame(frame, MissReason::kLoadFailed);
+  }
+  return failure;
+}
+
+Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params,
+                                  DeviceAddress q, DeviceAddress out) {
+  if (!bytes_) return Fence{};
+  const KvShape& kv = model_.groups[0].kv;
+  if (params.query_heads == 0 || params.query_heads % kv.kv_heads != 0 || params.query_heads > query_heads_)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("attend: {} query heads; a multiple of the {} KV heads and at most the "
+                              "{} that the workspace was sized for (GroupSpec::query_heads)",
+                              params.query_heads, kv.kv_heads, query_heads_));
+  std::uint32_t row_count = 0;
+  for (const StepRows& part : rows) row_count = std::max(row_count, part.row + part.row_count);
+  Wave wave;
+  Fence fence;
+  const std::uint64_t layer_bytes = kBlockTokens * kv.token_bytes();
+  for (bool first = true, last = false; !last; first = false) {
+    {
+      Lock lock(mutex_);
+      if (first) FIRN_TRY(check_rows(layer, rows).with_context("attend"));
+      FIRN_TRY(plan_wave(wave, rows));
+    }
+    last = wave.next_rows == rows.size();
+    // Slots were planned for layer 0; staging has one layer only.
+    for (BlockView& view : wave.views) {
+      if (view.k >= staging_.address && view.k < staging_.address + staging_.bytes) continue;
+      view.k += layer * layer_bytes;
+      view.v += layer * layer_bytes;
+    }
+    // The previous wave reads the staging that this one writes.
+    if (!wave.staged.empty()) FIRN_TRY(device_->timeline().wait(fence));
+    FIRN_TRY(
+        decode_staged(layer, wave.staged).with_context("attend: a frame did not decode; rewind to usable_tokens()"));
+    FIRN_ASSIGN(fence, device_->kernels().attend({.shape = kv,
+                                                  .query_heads = params.query_heads,
+                                                  .scale = params.scale,
+                                                  .soft_cap = params.soft_cap,
+                                                  .window = 0,
+                                                  .row_count = row_count,
+                                                  .q = q,
+                                                  .out = out,
+                                                  .views = wave.views,
+                                                  .items = wave.items,
+                                                  .state = workspace_.address,
+                                                  .first = first,
+                                                  .last = last,
+                                                  .partials = workspace_.address + workspace_.bytes / 2}));
+  }
+  return fence;
+}
+
+}  // namespace firn

@@ -1,0 +1,88 @@
+// block_pool.h: block records, the slots that hold their raw bytes, and who may have them next.
+//
+// A block is 16 tokens of one group; its record lives as long as anybody can find or hold it. A slot is a place in
+// device memory; a block has one, or none while its bytes are only in a frame. Free slots wait in an intrusive queue:
+// slots that held nothing of value come back to its head, so that they are used before a cached block has to go. Cached
+// blocks stay in their slots as candidates of the eviction policy until somebody needs the room. Threads: the manager's
+// lock. Memory: create() allocates everything; no later call does.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/base/check.h"
+#include "firn/ids.h"
+#include "firn/key.h"
+#include "firn/policy.h"
+
+namespace firn {
+
+struct Block {
+  Key key;                                  // zero until the block is full and committed; then its bytes never change
+  BlockId parent = BlockId::kNone;          // the block before it where it was computed; also links free records
+  BlockId next_duplicate = BlockId::kNone;  // PrefixIndex: another block with the same key
+  SlotId slot = SlotId::kNone;
+  FrameId frame = FrameId::kNone;  // FrameTable: the frame that holds a copy
+  std::uint32_t refs = 0;          // entries of live sequences' tables
+  std::uint32_t hot_refs = 0;      // of those, in whose sinks or recent window it is
+  std::uint32_t generation = 0;    // counts lives of this record, so that queues may hold weak references
+  std::uint32_t position = 0;      // index within its sequence: first token / kBlockTokens
+  std::uint16_t in_flight = 0;     // mover jobs that read its slot
+  std::uint16_t name_space = 0;
+  std::uint8_t frame_index = 0;        // which block of its frame it is
+  bool candidate : 1 = false;          // the policy knows it
+  bool store_queued : 1 = false;       // some mover job is going to store it
+  bool load_queued : 1 = false;        // some mover job is going to load it
+  bool release_when_idle : 1 = false;  // dropped while in flight: its slot goes back when the mover is done
+  bool lost : 1 = false;               // its only copy did not decode
+  bool in_use : 1 = false;             // the record is alive
+  bool full() const { return !key.is_zero(); }
+};
+static_assert(sizeof(Block) <= 76, "one million blocks have to fit 96 bytes each, index and policy included");
+
+class BlockPool {
+ public:
+  // slot_count includes the null slot 0, which is never handed out. Records are taken from block_count.
+  BlockPool(std::uint32_t slot_count, std::uint32_t block_count);
+  static std::uint64_t metadata_bytes(std::uint32_t slot_count, std::uint32_t block_count);
+
+  Block& block(BlockId id) { return blocks_[index(id)]; }
+  const Block& block(BlockId id) const { return blocks_[index(id)]; }
+  std::uint32_t block_capacity() const { return static_cast<std::uint32_t>(blocks_.size()); }
+  std::uint32_t block_count() const { return block_count_; }
+  std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slots_.size()); }
+  std::uint32_t free_slots() const { return free_slots_; }
+
+  bool has_free_record() const { return free_record_ != BlockId::kNone; }
+  BlockId make_record();         // a fresh record without a slot; has_free_record()
+  void drop_record(BlockId id);  // refs, slot, frame and key are gone
+
+  SlotId take_free_slot();  // the head of the queue, or kNone
+  void put_free_slot(SlotId slot, bool at_head);
+  void bind(SlotId slot, BlockId id);  // a taken slot becomes the block's
+  SlotId unbind(BlockId id);           // and back: the slot is the caller's now
+  BlockId owner(SlotId slot) const { return slots_[index(slot)].owner; }
+  // A slot that is being filled for a block which does not have it yet.
+  void set_loading(SlotId slot, BlockId id);
+
+  enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound };
+  SlotState state(SlotId slot) const { return slots_[index(slot)].state; }
+  // For verify(): walks the queue forwards and backwards; empty if sound.
+  std::vector<std::string> check_queue() const;
+
+ private:
+  friend struct ManagerTestPeer;
+  struct Slot {
+    BlockId owner = BlockId::kNone;
+    SlotId next = SlotId::kNone, previous = SlotId::kNone;  // within the free queue; the null slot is its sentinel
+    SlotState state = SlotState::kTaken;
+  };
+
+  std::vector<Block> blocks_;
+  std::vector<Slot> slots_;
+  BlockId free_record_ = BlockId::kNone;
+  std::uint32_t block_count_ = 0, free_slots_ = 0;
+};
+
+}  // namespace firn

@@ -1,0 +1,298 @@
+#include "core/manager_impl.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace firn {
+namespace {
+
+Instant steady_now() {
+  return {std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+              .count()};
+}
+
+// Frames compress; how far is not known before. Records are sized for this ratio, and a host tier that holds more
+// blocks than that evicts frames early instead of growing its tables.
+constexpr std::uint64_t kAssumedRatio = 4;
+constexpr std::uint32_t kMaxRecords = 64u << 20;
+constexpr std::uint64_t kMaxAutoStagingBytes = 64u << 20;
+constexpr std::uint64_t kSequenceAllowanceBytes = 256u << 20;
+
+}  // namespace
+
+Result<std::unique_ptr<Manager>> Manager::create(const Config& config, const ModelSpec& model,
+                                                 Environment environment) {
+  return ManagerImpl::create(config, model, std::move(environment));
+}
+
+Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const ModelSpec& model,
+                                                     Environment environment) {
+  FIRN_TRY(validate(config));
+  FIRN_TRY(validate(model));
+  if (model.groups.size() != 1 || model.groups[0].kind != GroupKind::kFull)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("model {}: has {} groups of layers; this version manages one group of full attention",
+                              model.name, model.groups.size()));
+  std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
+  FIRN_TRY(manager->set_up());
+  return std::unique_ptr<Manager>(std::move(manager));
+}
+
+ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Environment& environment)
+    : config_(config),
+      model_(model),
+      identity_(model_identity(model)),
+      clock_(environment.clock ? environment.clock : steady_now),
+      threads_(environment.threads),
+      device_(environment.device) {}
+
+ManagerImpl::~ManagerImpl() {
+  {
+    Lock lock(mutex_);
+    stop_ = true;
+  }
+  work_.notify_all();
+  if (worker_.joinable()) worker_.join();
+  if (!device_) return;
+  for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
+  if (staging_.bytes != 0) device_->memory().free(staging_);
+  if (workspace_.bytes != 0) device_->memory().free(workspace_);
+}
+
+Status ManagerImpl::set_up() {
+  bytes_ = config_.device != "none";
+  if (!threads_) {
+    own_threads_ = std::make_unique<ThreadPool>(bytes_ ? config_.threads : 1);
+    threads_ = own_threads_.get();
+  }
+  config_.threads = threads_->size();
+  if (!device_) {
+    own_device_ = bytes_ ? make_cpu_device(*threads_) : make_null_device();
+    device_ = own_device_.get();
+  }
+  if (config_.device == "auto") config_.device = device_->memory().info().name;
+  if (!bytes_ && config_.host.budget_bytes != 0)
+    return Status(
+        Code::kInvalidArgument,
+        "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "
+        "choose another device");
+  FIRN_TRY(size_pool());
+  FIRN_TRY(make_host_tier());
+  intern_namespace({}).status().ok();
+  if (host_ && config_.mover.worker) worker_ = std::jthread([this] { worker(); });
+  return {};
+}
+
+// Splits pool.budget into workspace, staging and slots, then takes them.
+Status ManagerImpl::size_pool() {
+  const GroupSpec& group = model_.groups[0];
+  const std::uint64_t block_bytes = model_.block_bytes();
+  if (config_.pool.budget_bytes == 0) config_.pool.budget_bytes = device_->memory().info().budget_bytes / 4;
+  const std::uint64_t budget = config_.pool.budget_bytes;
+  query_heads_ = group.query_heads != 0 ? group.query_heads : group.kv.kv_heads * 8;
+  max_rows_ = std::max(1u, config_.pool.max_step_tokens);
+  std::uint64_t workspace_bytes = 0, staging_bytes = 0;
+  if (bytes_) {
+    // Accumulators of every row, and the partial results of at least one split for every row.
+    while (max_rows_ > 16 && 2 * Kernels::state_bytes(group.kv, query_heads_, max_rows_) > budget / 8) max_rows_ /= 2;
+    workspace_bytes = 2 * Kernels::state_bytes(group.kv, query_heads_, max_rows_);
+    if (config_.host.budget_bytes != 0) {
+      // One split of one layer is the least that attention can work with.
+      const std::uint64_t split_bytes = kSplitTokens * group.kv.token_bytes();
+      const std::uint64_t wanted =
+          config_.pool.staging_bytes != 0 ? config_.pool.staging_bytes : std::min(budget / 8, kMaxAutoStagingBytes);
+      staging_bytes = std::max(split_bytes, wanted / split_bytes * split_bytes);
+      staging_blocks_ = static_cast<std::uint32_t>(staging_bytes / (kBlockTokens * group.kv.token_bytes()));
+    }
+  }
+  config_.pool.max_step_tokens = max_rows_;
+  config_.pool.staging_bytes = staging_bytes;
+  const std::uint64_t taken = workspace_bytes + staging_bytes;
+  const std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0;
+  // A sequence's sinks, its recent window wherever it starts within a block, and a block to grow into.
+  const std::uint64_t least =
+      bytes_ ? sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 : 2;
+  if (slots < least)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("pool.budget: {} holds {} blocks of {} bytes beside {} for staging and workspace, but one "
+                    "sequence needs {}; set at least {}",
+                    format_bytes(budget), slots, block_bytes, format_bytes(taken), least,
+                    format_bytes(taken + least * block_bytes)));
+  if (slots >= kMaxRecords)
+    return Status(Code::kInvalidArgument, fmt::format("pool.budget: {} would make {} blocks; at most {} are supported",
+                                                      format_bytes(budget), slots, kMaxRecords));
+  const std::uint32_t slot_count = static_cast<std::uint32_t>(slots) + (bytes_ ? 1 : 0);  // the null slot has no bytes
+
+  const std::uint64_t framed = config_.host.budget_bytes * kAssumedRatio / block_bytes;
+  const std::uint32_t frame_count =
+      config_.host.budget_bytes == 0 ? 1
+                                     : static_cast<std::uint32_t>(std::clamp<std::uint64_t>(framed, 64, kMaxRecords));
+  const std::uint32_t block_count = slot_count + (config_.host.budget_bytes == 0 ? 0 : frame_count);
+  const std::uint32_t ghost_count = std::max(1024u, 2 * block_count);
+  fixed_metadata_bytes_ = BlockPool::metadata_bytes(slot_count, block_count) +
+                          PrefixIndex::metadata_bytes(block_count) + FrameTable::metadata_bytes(frame_count) +
+                          Ghosts::metadata_bytes(ghost_count) + 2 * 16 * std::uint64_t{block_count} +
+                          2 * config_.mover.queue * sizeof(Job);
+  if (config_.metadata_budget_bytes == 0)
+    config_.metadata_budget_bytes =
+        fixed_metadata_bytes_ +
+        std::min(kSequenceAllowanceBytes, config_.max_sequences * config_.max_sequence_tokens * 5);
+  ledger_ = std::make_unique<Ledger>(budget, config_.host.budget_bytes, config_.metadata_budget_bytes);
+  FIRN_TRY(charge_metadata());
+
+  pool_ = std::make_unique<BlockPool>(slot_count, block_count);
+  index_ = std::make_unique<PrefixIndex>(*pool_, block_count);
+  frames_ = std::make_unique<FrameTable>(frame_count);
+  ghosts_ = std::make_unique<Ghosts>(ghost_count);
+  FIRN_ASSIGN(slot_policy_, make_policy(config_.eviction, block_count));
+  FIRN_ASSIGN(frame_policy_, make_policy(config_.eviction, block_count));
+  if (!bytes_) return {};
+
+  const auto take = [&](Account account, RegionUse use, std::uint64_t bytes) -> Result<Region> {
+    FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(account, bytes));
+    FIRN_ASSIGN(const Region region, device_->memory().allocate(use, bytes));
+    charges_.push_back(std::move(charge));
+    return region;
+  };
+  FIRN_ASSIGN(workspace_, take(Account::kWorkspace, RegionUse::kWorkspace, workspace_bytes));
+  if (staging_bytes != 0) {
+    FIRN_ASSIGN(staging_, take(Account::kStaging, RegionUse::kStaging, staging_bytes));
+  }
+  slots_per_chunk_ = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(slots, device_->memory().info().max_region_bytes / block_bytes));
+  if (slots_per_chunk_ == 0)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("a block of {} bytes is larger than the device's largest allocation", block_bytes));
+  for (std::uint32_t done = 0; done < slots; done += slots_per_chunk_) {
+    const std::uint32_t count = std::min(slots_per_chunk_, static_cast<std::uint32_t>(slots) - done);
+    FIRN_ASSIGN(const Region region, take(Account::kPool, RegionUse::kPool, count * block_bytes));
+    chunks_.push_back({region, count});
+  }
+  return {};
+}
+
+Status ManagerImpl::charge_metadata() {
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, fixed_metadata_bytes_));
+  charges_.push_back(std::move(charge));
+  return {};
+}
+
+Status ManagerImpl::make_host_tier() {
+  if (config_.host.budget_bytes == 0) return {};
+  FIRN_ASSIGN(const CodecId codec, codec_from_name(config_.host.codec));
+  FIRN_ASSIGN(codec_, make_codec(codec));
+  const ExtentShape shape = extent_shape(kMaxExtentBlocks);
+  // Every thread of the pool may code, and the worker beside them.
+  FIRN_ASSIGN(Ledger::Charge scratch,
+              ledger_->charge(Account::kHostScratch, codec_->scratch_bytes(shape) * (threads_->size() + 1)));
+  const std::uint64_t left = config_.host.budget_bytes - scratch.bytes();
+  charges_.push_back(std::move(scratch));
+  FIRN_ASSIGN(host_,
+              HostTier::create(
+                  {.budget_bytes = left, .placement = config_.host.placement, .huge_pages = config_.host.huge_pages},
+                  *ledger_));
+  if (host_->capabilities().max_frame_bytes < codec_->bound(shape))
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("host.budget: {} leaves room for frames of at most {} bytes, but one of {} tokens may need {}; "
+                    "raise it",
+                    format_bytes(config_.host.budget_bytes), host_->capabilities().max_frame_bytes,
+                    kMaxExtentBlocks * kBlockTokens, codec_->bound(shape)));
+  return {};
+}
+
+ExtentShape ManagerImpl::extent_shape(std::uint32_t blocks) const {
+  return {.kv = model_.groups[0].kv, .layer_count = model_.groups[0].layer_count, .block_count = blocks};
+}
+
+DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
+  const std::uint32_t at = index(slot) - 1;
+  return chunks_[at / slots_per_chunk_].region.address + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes();
+}
+
+// A slot is [layer][K, then V][head][token][element].
+BlockView ManagerImpl::slot_view(SlotId slot, std::uint32_t layer) const {
+  const KvShape& kv = model_.groups[0].kv;
+  const DeviceAddress base = slot_address(slot) + std::uint64_t{layer} * kBlockTokens * kv.token_bytes();
+  const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
+  return {.k = base,
+          .v = base + kBlockTokens * kv.key_bytes(),
+          .token_stride = k_row,
+          .head_stride = kBlockTokens * k_row,
+          .v_token_stride = v_row,
+          .v_head_stride = kBlockTokens * v_row};
+}
+
+Stats ManagerImpl::stats() const {
+  Lock lock(mutex_);
+  Stats s = counters_;
+  s.slots_total = pool_->slot_count() - 1;
+  s.slots_free = pool_->free_slots();
+  s.slots_in_flight = loading_slots_;
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kBound) continue;
+    const Block& block = pool_->block(pool_->owner(SlotId{i}));
+    (block.refs == 0 ? s.slots_cached : s.slots_live) += 1;
+    s.slots_cold += block.refs != 0 && block.candidate;
+    s.slots_in_flight += block.in_flight != 0;
+  }
+  s.blocks = pool_->block_count();
+  s.frames = frames_->count();
+  s.sequences = sequences_.size();
+  s.duplicate_blocks = index_->duplicate_count();
+  s.block_bytes = model_.block_bytes();
+  s.token_bytes = model_.token_bytes();
+  s.host_raw_bytes = host_raw_bytes_;
+  if (host_) s.host_frame_bytes = host_->stats().resident_bytes;
+  s.pool_bytes = ledger_->spent(Account::kPool);
+  s.staging_bytes = ledger_->spent(Account::kStaging);
+  s.workspace_bytes = ledger_->spent(Account::kWorkspace);
+  s.metadata_bytes = ledger_->spent(Account::kMetadata);
+  s.kv_cache_usage_perc = static_cast<double>(s.slots_live) / static_cast<double>(s.slots_total);
+  return s;
+}
+
+std::vector<NodePlacement> ManagerImpl::host_placement() const {
+  return host_ ? host_->placement() : std::vector<NodePlacement>{};
+}
+
+Result<std::uint64_t> ManagerImpl::hash_slot(SlotId slot) const {
+  Lock lock(mutex_);
+  if (index(slot) == 0 || index(slot) >= pool_->slot_count() || pool_->state(slot) != BlockPool::SlotState::kBound)
+    return Status(Code::kUnavailable, "hash_slot: no block is resident in that slot");
+  const std::uint32_t at = index(slot) - 1;
+  const Region* region = bytes_ ? &chunks_[at / slots_per_chunk_].region : nullptr;
+  if (!region || !region->host)
+    return Status(Code::kUnavailable, "hash_slot: this device's memory is not visible to the host");
+  return XXH3_64bits(region->host + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes(), model_.block_bytes());
+}
+
+std::string_view to_string(MissReason reason) {
+  switch (reason) {
+    case MissReason::kNone:
+      return "none";
+    case MissReason::kNeverStored:
+      return "never_stored";
+    case MissReason::kEvictedDevice:
+      return "evicted:device";
+    case MissReason::kEvictedHost:
+      return "evicted:host";
+    case MissReason::kAfterMiss:
+      return "after_miss";
+    case MissReason::kPartialTail:
+      return "partial_tail";
+    case MissReason::kLoadFailed:
+      return "load_failed";
+    case MissReason::kNotRead:
+      return "not_read";
+    case MissReason::kCount:
+      break;
+  }
+  return "unknown";
+}
+
+}  // namespace firn

@@ -1,0 +1,249 @@
+// manager_impl.h: the manager. Its parts: BlockPool (records and slots), PrefixIndex (keys), FrameTable (copies below),
+// one EvictionPolicy for slots and one for frames, MemoryTier (the bytes below), and a bounded queue of moves.
+//
+// Files: manager_impl.cpp creates; sequences.cpp is begin to free; attention.cpp is append and attend; mover.cpp moves;
+// verify.cpp checks. Every function that takes a Lock runs under the manager's mutex; the ones that let go of it say
+// so.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "core/block_pool.h"
+#include "core/frame_table.h"
+#include "core/ghosts.h"
+#include "core/prefix_index.h"
+#include "firn/manager.h"
+#include "firn/thread_pool.h"
+
+namespace firn {
+
+using Lock = std::unique_lock<std::mutex>;
+
+// A weak reference to a block: a queue that holds it pins nothing.
+struct BlockRef {
+  BlockId id = BlockId::kNone;
+  std::uint32_t generation = 0;
+};
+
+struct Sequence {
+  SeqId id = SeqId::kNone;
+  std::uint16_t name_space = 0;
+  std::vector<TokenId> tokens;    // committed
+  std::vector<BlockId> blocks;    // covers committed and allocated tokens
+  std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
+  std::uint32_t store_next = 0;   // blocks before this have been queued for storing, sinks aside
+  std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode
+  Ledger::Charge charge;          // for tokens and blocks
+  std::uint32_t committed_blocks() const { return static_cast<std::uint32_t>(tokens.size()) / kBlockTokens; }
+};
+
+struct Job {
+  enum class Kind : std::uint8_t { kStore, kLoad } kind = Kind::kStore;
+  Ticket ticket = Ticket::kNone;
+  std::array<BlockRef, kMaxExtentBlocks> blocks{};
+  std::uint8_t count = 0;
+  FrameId frame = FrameId::kNone;  // load: which one
+  std::uint32_t frame_generation = 0;
+  Fence fence;  // store: after this the blocks' bytes are written
+};
+
+class ManagerImpl final : public Manager {
+ public:
+  static Result<std::unique_ptr<Manager>> create(const Config& config, const ModelSpec& model, Environment environment);
+  ~ManagerImpl() override;
+
+  PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space) const override;
+  Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options) override;
+  Result<StepPlan> plan_step(std::span<const StepRequest> requests) const override;
+  Result<std::vector<CopyOrder>> allocate(SeqId seq, std::uint32_t new_tokens, std::uint32_t lookahead) override;
+  Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) override;
+  Result<Fence> attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params, DeviceAddress q,
+                       DeviceAddress out) override;
+  Status commit(SeqId seq, std::span<const TokenId> tokens) override;
+  Result<SeqId> fork(SeqId seq) override;
+  Status rewind(SeqId seq, std::uint32_t n) override;
+  Status free(SeqId seq, const Fence& fence) override;
+  std::uint32_t token_count(SeqId seq) const override;
+  std::uint32_t usable_tokens(SeqId seq) const override;
+  std::vector<SlotId> block_table(SeqId seq) const override;
+  std::vector<Key> block_keys(SeqId seq) const override;
+  std::vector<Key> compute_keys(std::span<const TokenId> tokens, std::string_view name_space) const override;
+  Result<Ticket> prefetch(SeqId seq) override;
+  bool done(Ticket ticket) const override;
+  Status cancel(Ticket ticket) override;
+  std::size_t pump(std::size_t max_jobs) override;
+  Status wait(Ticket ticket, std::int64_t timeout_ns) override;
+  Status wait_idle(std::int64_t timeout_ns) override;
+  Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
+  Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
+  Status reset() override;
+  Stats stats() const override;
+  const Ledger& ledger() const override { return *ledger_; }
+  const ModelSpec& model() const override { return model_; }
+  const Config& config() const override { return config_; }
+  Device& device() override { return *device_; }
+  std::vector<NodePlacement> host_placement() const override;
+  Result<std::uint64_t> hash_slot(SlotId slot) const override;
+  Violations verify() const override;
+
+ private:
+  friend struct ManagerTestPeer;
+  struct Namespace {
+    std::string name;
+    KeyChain chain;
+  };
+  // What begin and match_prefix find: the blocks of the longest usable chain.
+  struct Found {
+    std::vector<BlockId> blocks;
+    PrefixMatch match;
+  };
+  // One decode of one layer of one frame into staging.
+  struct Staged {
+    MemoryTier::Pin pin;
+    FrameId frame = FrameId::kNone;
+    std::array<BlockView, kMaxExtentBlocks> views{};
+    FrameLabel label;
+    std::uint32_t block_count = 0;
+    std::uint32_t wanted = 0;  // blocks decoded
+  };
+  struct Wave;  // attention.cpp
+
+  ManagerImpl(const Config& config, const ModelSpec& model, const Environment& environment);
+  Status set_up();  // create(), after the cheap checks
+  Status size_pool();
+  Status make_host_tier();
+  Status charge_metadata();
+
+  // --- sequences.cpp ---
+  Sequence* find_sequence(SeqId id);
+  const Sequence* find_sequence(SeqId id) const;
+  Result<Sequence*> get_sequence(SeqId id, std::string_view call);
+  Result<Sequence*> make_sequence(std::uint16_t name_space);
+  void drop_sequence(Sequence& seq);
+  Result<std::uint16_t> intern_namespace(std::string_view name);
+  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain) const;
+  Status reserve_tokens(Sequence& seq, std::uint64_t tokens);
+  std::uint32_t sink_blocks() const { return (config_.protect.sinks + kBlockTokens - 1) / kBlockTokens; }
+  std::uint32_t hot_first(std::uint64_t tokens) const;
+  bool is_hot(const Sequence& seq, std::uint32_t block) const {
+    return block < sink_blocks() || block >= seq.hot_first;
+  }
+  void move_window(Sequence& seq);  // hot_refs follow the committed tokens
+  struct Need {
+    std::uint32_t blocks = 0;  // new ones behind the table
+    bool copy = false;         // and one to copy the tail into
+    std::uint32_t slots() const { return blocks + (copy ? 1 : 0); }
+  };
+  Need blocks_needed(const Sequence& seq, std::uint64_t tokens) const;
+  std::uint32_t available_slots() const;
+  Result<BlockId> make_block(const Sequence& seq, std::uint32_t position);
+  void add_ref(BlockId id, bool hot);
+  void release(BlockId id, bool hot, bool forget);  // one reference; forget: nobody shall match it again
+  bool must_copy(BlockId id) const;                 // writing into it would be seen by somebody else
+  Status copy_block(BlockId from, BlockId to, std::uint32_t tokens);
+  void run_deferred();
+  void release_blocks(std::span<const BlockId> blocks, std::uint32_t first_hot);
+
+  // --- residency (residency.cpp) ---
+  void update_candidate(BlockId id);
+  SlotId take_slot();        // free, or somebody's; kNone: nobody can go
+  SlotId take_idle_slot();   // free, or of a dead block with a copy: for promotion
+  SlotId evict(BlockId id);  // its slot, taken
+  bool make_record_room();
+  void forget_key(BlockId id, MissReason reason);
+  void settle(BlockId id);  // nobody holds it: candidate, or record and slot go back
+  void update_frame(FrameId id);
+  void detach_frame(BlockId id);          // the block has nothing to do with its frame any more
+  void note_live(BlockId id, bool live);  // its first reference came, its last one went
+  bool evict_frame();                     // the host policy's first victim; false: none can go
+  void drop_frame(FrameId id, MissReason reason);
+  void lose_block(BlockId id);
+  BlockView slot_view(SlotId slot, std::uint32_t layer) const;
+  DeviceAddress slot_address(SlotId slot) const;
+
+  // --- mover.cpp ---
+  void queue_cold(Sequence& seq, bool ending);
+  void press_cold();  // partial groups too: somebody needs the room
+  bool queue_piece(std::span<const BlockId> blocks);
+  bool moving() const { return !stores_.empty() || !loads_.empty() || running_ != 0; }
+  bool run_one(Lock& lock, bool background);  // lets go of the lock; false: nothing queued
+  void run_store(Lock& lock, const Job& job, bool background);
+  void run_load(Lock& lock, const Job& job);
+  Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes);
+  void finish(Ticket ticket);
+  void worker();
+  ExtentShape extent_shape(std::uint32_t blocks) const;
+  FrameLabel label_of(const Frame& frame) const;
+  template <class Ready>
+  Status wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready);
+
+  // --- attention.cpp ---
+  Status check_rows(std::uint32_t layer, std::span<const StepRows> rows) const;
+  Status plan_wave(Wave& wave, std::span<const StepRows> rows) const;
+  Status decode_staged(std::uint32_t layer, std::vector<Staged>& staged);
+
+  Config config_;
+  ModelSpec model_;
+  Digest identity_;
+  std::function<Instant()> clock_;
+  std::unique_ptr<ThreadPool> own_threads_;
+  ThreadPool* threads_ = nullptr;
+  std::unique_ptr<Device> own_device_;
+  Device* device_ = nullptr;
+  bool bytes_ = true;  // false: bookkeeping only
+
+  std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
+  std::vector<Ledger::Charge> charges_;
+  std::uint64_t fixed_metadata_bytes_ = 0;
+  struct Chunk {
+    Region region;
+    std::uint32_t slots = 0;
+  };
+  std::vector<Chunk> chunks_;
+  std::uint32_t slots_per_chunk_ = 0;
+  Region staging_, workspace_;
+  std::uint32_t max_rows_ = 0, query_heads_ = 0;
+  std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
+
+  std::unique_ptr<Codec> codec_;
+  std::unique_ptr<HostTier> host_;  // null: no host tier
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable moved_;
+  std::condition_variable work_;
+  std::unique_ptr<BlockPool> pool_;
+  std::unique_ptr<PrefixIndex> index_;
+  std::unique_ptr<FrameTable> frames_;
+  std::unique_ptr<Ghosts> ghosts_;
+  std::unique_ptr<EvictionPolicy> slot_policy_, frame_policy_;
+  std::vector<Namespace> namespaces_;
+  std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences_;
+  std::uint64_t next_seq_ = 1, next_ticket_ = 1;
+  // Freed sequences whose fence has not passed: they hold their references until it has.
+  struct Deferred {
+    std::vector<BlockId> blocks;
+    std::uint32_t hot_first = 0;
+    Fence fence;
+    Ledger::Charge charge;
+  };
+  std::deque<Deferred> deferred_;
+  Fence last_write_;                                               // after the newest append or copy
+  std::deque<Job> stores_, loads_;                                 // bounded by config_.mover.queue each
+  std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left
+  std::uint32_t running_ = 0;                                      // jobs being done
+  std::uint32_t loading_slots_ = 0;
+  bool stop_ = false;
+  Stats counters_;  // the counters of Stats; gauges are computed
+  std::uint64_t host_raw_bytes_ = 0;
+  std::jthread worker_;  // last: it uses all of the above
+};
+
+}  // namespace firn

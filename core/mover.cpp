@@ -1,0 +1,467 @@
+// mover.cpp: what moves between the pool and the host tier, by the worker thread or by pump(), which do the same.
+//
+// The queues are bounded and hold weak references: a backlog pins nothing, and a job finds out when it starts what of
+// its blocks is still there. Storing is two-phase: reserve, encode, publish, and only then does a block have a copy.
+// Loading decodes into slots that nobody can see until they are whole.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/manager_impl.h"
+
+namespace firn {
+namespace {
+
+// Extents of a sequence: its sinks alone, since they stay exact whatever happens to the rest, then groups of eight
+// blocks.
+std::uint32_t group_of(std::uint32_t block, std::uint32_t sinks) {
+  return block < sinks ? 0 : 1 + (block - sinks) / kMaxExtentBlocks;
+}
+
+}  // namespace
+
+FrameLabel ManagerImpl::label_of(const Frame& frame) const {
+  return {.last_key = frame.last_key,
+          .group = GroupId{0},
+          .first_position = frame.first_position,
+          .fidelity = codec_->fidelity()};
+}
+
+// Queues what has gone cold and has no copy yet. While the sequence lives, only whole groups: frames of eight blocks
+// compress and move best. When it ends, everything full.
+void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
+  if (!host_) return;
+  const std::uint32_t sinks = sink_blocks(), full = seq.committed_blocks();
+  std::uint32_t limit = full;
+  if (!ending) {
+    limit = std::min(seq.hot_first, full);
+    limit = limit <= sinks ? 0 : sinks + (limit - sinks) / kMaxExtentBlocks * kMaxExtentBlocks;
+  }
+  std::vector<BlockId> piece;
+  std::uint32_t i = ending ? 0 : seq.store_next;
+  std::uint32_t queued_to = i;  // everything before it is queued, or needs no storing
+  const auto flush = [&] {
+    if (!piece.empty() && !queue_piece(piece)) return false;
+    piece.clear();
+    queued_to = i;
+    return true;
+  };
+  bool room = true;
+  for (; room && i < limit; ++i) {
+    const Block& block = pool_->block(seq.blocks[i]);
+    const std::uint32_t others_hot = block.hot_refs - (is_hot(seq, i) ? 1u : 0u);
+    const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
+                        !block.store_queued && others_hot == 0;
+    // A frame never crosses a group or a known branch, which shows as a change in who shares the block.
+    const bool cut =
+        !piece.empty() && (group_of(i, sinks) != group_of(i - 1, sinks) ||
+                           block.refs != pool_->block(piece.back()).refs || piece.size() == kMaxExtentBlocks);
+    if (cut || !wanted) room = flush();
+    if (room && wanted) piece.push_back(seq.blocks[i]);
+  }
+  if (room) flush();
+  if (!ending) seq.store_next = std::max(seq.store_next, queued_to);  // a full queue is tried again at the next commit
+}
+
+// Somebody needs the room: groups that are only partly cold go now, as smaller frames.
+void ManagerImpl::press_cold() {
+  if (!host_) return;
+  for (auto& [number, seq] : sequences_) {
+    const std::uint32_t limit = std::min(seq->hot_first, seq->committed_blocks());
+    std::vector<BlockId> piece;
+    const auto flush = [&] {
+      if (!piece.empty()) queue_piece(piece);
+      piece.clear();
+    };
+    for (std::uint32_t i = sink_blocks(); i < limit; ++i) {
+      const Block& block = pool_->block(seq->blocks[i]);
+      const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
+                          !block.store_queued && block.hot_refs == 0;
+      if (!piece.empty() && (!wanted || group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) ||
+                             block.refs != pool_->block(piece.back()).refs))
+        flush();
+      if (wanted) piece.push_back(seq->blocks[i]);
+    }
+    flush();
+  }
+}
+
+bool ManagerImpl::queue_piece(std::span<const BlockId> blocks) {
+  if (stores_.size() >= config_.mover.queue) return false;
+  Job job{.kind = Job::Kind::kStore, .count = static_cast<std::uint8_t>(blocks.size()), .fence = last_write_};
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    Block& block = pool_->block(blocks[i]);
+    block.store_queued = true;
+    job.blocks[i] = {blocks[i], block.generation};
+  }
+  stores_.push_back(job);
+  work_.notify_one();
+  return true;
+}
+
+Result<Ticket> ManagerImpl::prefetch(SeqId id) {
+  Lock lock(mutex_);
+  FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "prefetch"));
+  if (!host_) return Ticket::kNone;
+  const Ticket ticket{next_ticket_++};
+  std::uint32_t jobs = 0;
+  std::uint32_t room = pool_->free_slots();
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kBound) continue;
+    const Block& block = pool_->block(pool_->owner(SlotId{i}));
+    room += block.candidate && block.refs == 0 && block.frame != FrameId::kNone;
+  }
+  const auto queue_frame_of = [&](std::uint32_t from, std::uint32_t to) {
+    for (std::uint32_t i = from; i < to && room != 0 && loads_.size() < config_.mover.queue; ++i) {
+      const Block& first = pool_->block(seq->blocks[i]);
+      if (first.slot != SlotId::kNone || first.frame == FrameId::kNone || first.load_queued) continue;
+      Job job{.kind = Job::Kind::kLoad,
+              .ticket = ticket,
+              .frame = first.frame,
+              .frame_generation = frames_->frame(first.frame).generation,
+              .fence = {}};
+      for (std::uint32_t j = i; j < seq->blocks.size() && job.count < kMaxExtentBlocks && room != 0; ++j) {
+        Block& block = pool_->block(seq->blocks[j]);
+        if (block.frame != job.frame || block.slot != SlotId::kNone || block.load_queued) continue;
+        block.load_queued = true;
+        job.blocks[job.count++] = {seq->blocks[j], block.generation};
+        --room;
+      }
+      loads_.push_back(job);
+      ++jobs;
+    }
+  };
+  const std::uint32_t count = static_cast<std::uint32_t>(seq->blocks.size());
+  queue_frame_of(0, std::min(sink_blocks(), count));
+  queue_frame_of(seq->hot_first, count);
+  queue_frame_of(0, count);
+  if (jobs == 0) return Ticket::kNone;
+  open_tickets_[index(ticket)] = jobs;
+  work_.notify_one();
+  return ticket;
+}
+
+bool ManagerImpl::done(Ticket ticket) const {
+  Lock lock(mutex_);
+  return !open_tickets_.contains(index(ticket));
+}
+
+void ManagerImpl::finish(Ticket ticket) {
+  const auto open = open_tickets_.find(index(ticket));
+  if (open != open_tickets_.end() && --open->second == 0) open_tickets_.erase(open);
+}
+
+Status ManagerImpl::cancel(Ticket ticket) {
+  Lock lock(mutex_);
+  std::erase_if(loads_, [&](const Job& job) {
+    if (job.ticket != ticket) return false;
+    for (std::uint8_t i = 0; i < job.count; ++i)
+      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
+        block.load_queued = false;
+    finish(ticket);
+    return true;
+  });
+  moved_.notify_all();
+  return {};
+}
+
+bool ManagerImpl::run_one(Lock& lock, bool background) {
+  std::deque<Job>& queue = loads_.empty() ? stores_ : loads_;  // somebody waits for a load
+  if (queue.empty()) return false;
+  const Job job = queue.front();
+  queue.pop_front();
+  ++running_;
+  if (job.kind == Job::Kind::kStore) {
+    run_store(lock, job, background);
+  } else {
+    run_load(lock, job);
+  }
+  --running_;
+  finish(job.ticket);
+  moved_.notify_all();
+  return true;
+}
+
+std::size_t ManagerImpl::pump(std::size_t max_jobs) {
+  Lock lock(mutex_);
+  run_deferred();
+  std::size_t done = 0;
+  while (done < max_jobs && run_one(lock, /*background=*/false)) ++done;
+  return done;
+}
+
+void ManagerImpl::worker() {
+  Lock lock(mutex_);
+  for (;;) {
+    work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
+    if (stop_) return;
+    run_one(lock, /*background=*/true);
+  }
+}
+
+// Room for a frame in the host tier, at the expense of frames that no live sequence needs.
+Result<MemoryTier::Reservation> ManagerImpl::reserve_frame(Lock& lock, std::size_t bytes) {
+  for (;;) {
+    lock.unlock();
+    Result<MemoryTier::Reservation> reservation = host_->reserve(bytes);
+    lock.lock();
+    if (reservation.ok() || reservation.status().code() != Code::kNoSpace || !evict_frame()) return reservation;
+  }
+}
+
+void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
+  // What is still there of the extent, from its start: blocks may have been evicted or dropped since they were queued.
+  std::array<BlockId, kMaxExtentBlocks> ids{};
+  std::uint8_t count = 0;
+  bool whole = true;
+  for (std::uint8_t i = 0; i < job.count; ++i) {
+    Block& block = pool_->block(job.blocks[i].id);
+    if (block.generation != job.blocks[i].generation || !block.in_use) {
+      whole = false;
+      continue;
+    }
+    block.store_queued = false;
+    whole = whole && block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone;
+    if (whole) ids[count++] = job.blocks[i].id;
+  }
+  if (count == 0) return;
+  const std::uint32_t layers = model_.groups[0].layer_count;
+  std::vector<BlockView> views(std::size_t{layers} * count);
+  for (std::uint8_t i = 0; i < count; ++i) {
+    Block& block = pool_->block(ids[i]);
+    ++block.in_flight;
+    block.store_queued = true;  // and not a second time while this runs
+    update_candidate(ids[i]);
+    for (std::uint32_t layer = 0; layer < layers; ++layer)
+      views[std::size_t{layer} * count + i] = slot_view(block.slot, layer);
+  }
+  const Block& last = pool_->block(ids[count - 1]);
+  const FrameLabel label{.last_key = last.key,
+                         .group = GroupId{0},
+                         .first_position = std::uint64_t{pool_->block(ids[0]).position} * kBlockTokens,
+                         .fidelity = codec_->fidelity()};
+  const ExtentShape shape = extent_shape(count);
+  FrameKey key = frame_key(label, count, codec_->id(), codec_->version());
+
+  EncodeJob encode{.shape = shape, .label = label, .views = views, .out = {}, .bytes = 0, .status = {}};
+  Result<MemoryTier::Reservation> reservation = reserve_frame(lock, codec_->bound(shape));
+  Status status = reservation.status();
+  if (reservation.ok()) {
+    lock.unlock();
+    encode.out = reservation->bytes();
+    status = device_->timeline().wait(job.fence);
+    if (status.ok()) {
+      codec_->encode({&encode, 1}, background ? nullptr : threads_);
+      status = encode.status;
+    }
+    lock.lock();
+    while (status.ok() && frames_->full())
+      if (!evict_frame()) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
+    // Duplicate blocks are kept, and so are their frames: the second takes a neighbouring name.
+    while (host_->contains(key)) ++key.hi;
+    if (status.ok()) status = host_->publish(std::move(*reservation), key, encode.bytes);
+  }
+
+  bool all_full = true;
+  for (std::uint8_t i = 0; i < count; ++i) {
+    Block& block = pool_->block(ids[i]);
+    --block.in_flight;
+    block.store_queued = false;
+    all_full = all_full && block.full();
+  }
+  if (status.ok() && !all_full) {  // rewound while it was being written: nobody may find these bytes
+    host_->erase(key);
+    status = Status(Code::kUnavailable, "rewound");
+  }
+  if (status.ok()) {
+    const FrameId id = frames_->make();
+    Frame& frame = frames_->frame(id);
+    frame.key = key;
+    frame.last_key = label.last_key;
+    frame.first_position = label.first_position;
+    frame.bytes = static_cast<std::uint32_t>(encode.bytes);
+    frame.block_count = count;
+    for (std::uint8_t i = 0; i < count; ++i) {
+      Block& block = pool_->block(ids[i]);
+      frame.blocks[i] = ids[i];
+      block.frame = id;
+      block.frame_index = i;
+      frame.live = static_cast<std::uint16_t>(frame.live + (block.refs != 0));
+    }
+    update_frame(id);
+    host_raw_bytes_ += shape.raw_bytes();
+    counters_.kv_offload_bytes_store += encode.bytes;
+    ++counters_.frames_stored;
+  } else if (status.code() == Code::kNoSpace) {
+    ++counters_.frames_refused;
+  } else if (status.code() != Code::kUnavailable) {
+    ++counters_.frames_failed;
+  }
+  for (std::uint8_t i = count; i-- > 0;) {  // the tail first, as at free()
+    Block& block = pool_->block(ids[i]);
+    if (block.release_when_idle && block.in_flight == 0) {
+      block.release_when_idle = false;
+      settle(ids[i]);
+    } else {
+      update_candidate(ids[i]);
+    }
+  }
+}
+
+void ManagerImpl::run_load(Lock& lock, const Job& job) {
+  Frame& frame = frames_->frame(job.frame);
+  const bool alive = frame.in_use && frame.generation == job.frame_generation;
+  const std::uint32_t layers = model_.groups[0].layer_count;
+  std::vector<BlockView> views(std::size_t{layers} * frame.block_count);
+  std::array<SlotId, kMaxExtentBlocks> slots;
+  slots.fill(SlotId::kNone);
+  std::uint32_t wanted = 0;
+  for (std::uint8_t i = 0; i < job.count; ++i) {
+    Block& block = pool_->block(job.blocks[i].id);
+    if (block.generation != job.blocks[i].generation) continue;
+    block.load_queued = false;
+    if (!alive || block.frame != job.frame || block.slot != SlotId::kNone) continue;
+    slots[i] = take_idle_slot();
+    if (slots[i] == SlotId::kNone) break;
+    pool_->set_loading(slots[i], job.blocks[i].id);
+    ++loading_slots_;
+    ++wanted;
+    for (std::uint32_t layer = 0; layer < layers; ++layer)
+      views[std::size_t{layer} * frame.block_count + block.frame_index] = slot_view(slots[i], layer);
+  }
+  if (wanted == 0) return;
+  ++frame.in_flight;
+  update_frame(job.frame);
+  const FrameLabel label = label_of(frame);
+  const ExtentShape shape = extent_shape(frame.block_count);
+  const FrameKey key = frame.key;
+
+  lock.unlock();
+  DecodeJob decode{
+      .frame = {}, .shape = shape, .label = label, .layer = 0, .layer_count = layers, .views = views, .status = {}};
+  std::uint64_t read = 0;
+  {
+    const MemoryTier::Pin pin = host_->find(key);
+    if (pin) {
+      decode.frame = pin.bytes();
+      read = decode.frame.size();
+      codec_->decode({&decode, 1}, threads_);
+    } else {
+      decode.status = Status(Code::kCorrupt, "the tier has lost the frame");
+    }
+  }
+  lock.lock();
+
+  --frame.in_flight;
+  for (std::uint8_t i = 0; i < job.count; ++i) {
+    if (slots[i] == SlotId::kNone) continue;
+    --loading_slots_;
+    Block& block = pool_->block(job.blocks[i].id);
+    const bool still = block.generation == job.blocks[i].generation && block.in_use && block.frame == job.frame;
+    if (decode.status.ok() && still && block.slot == SlotId::kNone) {
+      pool_->bind(slots[i], job.blocks[i].id);
+      ++counters_.blocks_promoted;
+      update_candidate(job.blocks[i].id);
+    } else {
+      pool_->put_free_slot(slots[i], /*at_head=*/true);
+    }
+  }
+  ++counters_.frames_read;
+  counters_.kv_offload_bytes_load += read;
+  const bool empty = std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
+                                 [](BlockId block) { return block == BlockId::kNone; });
+  if (!decode.status.ok()) {
+    ++counters_.frames_failed;
+    drop_frame(job.frame, MissReason::kLoadFailed);
+  } else if (empty) {
+    drop_frame(job.frame, MissReason::kNone);
+  } else {
+    update_frame(job.frame);
+  }
+}
+
+template <class Ready>
+Status ManagerImpl::wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready) {
+  // A far future that the clock can still add to.
+  const auto deadline = std::chrono::steady_clock::now() +
+                        std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, 1'000'000'000'000'000));
+  while (!ready()) {
+    if (!worker_.joinable()) {
+      if (!run_one(lock, /*background=*/false)) break;  // nothing left that could change the answer
+      continue;
+    }
+    if (moved_.wait_until(lock, deadline) == std::cv_status::timeout && !ready())
+      return Status(Code::kUnavailable, fmt::format("{}: {} ms went by", what, timeout_ns / 1'000'000));
+  }
+  return {};
+}
+
+Status ManagerImpl::wait(Ticket ticket, std::int64_t timeout_ns) {
+  Lock lock(mutex_);
+  return wait_until(lock, timeout_ns, "wait", [&] { return !open_tickets_.contains(index(ticket)); });
+}
+
+Status ManagerImpl::wait_idle(std::int64_t timeout_ns) {
+  Lock lock(mutex_);
+  return wait_until(lock, timeout_ns, "wait_idle", [&] { return !moving(); });
+}
+
+Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t timeout_ns) {
+  Lock lock(mutex_);
+  FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
+  const auto fits = [&] {
+    run_deferred();
+    return blocks_needed(*seq, seq->tokens.size() + new_tokens).slots() <= available_slots();
+  };
+  // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
+  for (int round = 0; round < 3; ++round) {
+    if (fits()) return {};
+    press_cold();
+    if (!moving()) break;
+    FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return fits() || !moving(); }));
+  }
+  if (fits()) return {};
+  return Status(
+      Code::kNoSpace,
+      fmt::format("wait_room: {} tokens need {} slots, {} are available, and live sequences hold "
+                  "the others; free a sequence or raise pool.budget or host.budget",
+                  new_tokens, blocks_needed(*seq, seq->tokens.size() + new_tokens).slots(), available_slots()));
+}
+
+Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
+  Lock lock(mutex_);
+  run_deferred();
+  if (moving()) return Status(Code::kUnavailable, "empty_pool: blocks are on their way; wait_idle() first");
+  std::uint32_t emptied = 0;
+  BlockId victim;
+  while (slot_policy_->victims({}, {}, {&victim, 1}) != 0) {
+    pool_->put_free_slot(evict(victim), /*at_head=*/false);
+    ++emptied;
+  }
+  if (!bytes_) return emptied;
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kFree) continue;
+    const Region& region = chunks_[(i - 1) / slots_per_chunk_].region;
+    const std::uint64_t offset = slot_address(SlotId{i}) - region.address;
+    FIRN_ASSIGN(last_write_, device_->kernels().fill(region, offset, model_.block_bytes(), poison));
+  }
+  return emptied;
+}
+
+Status ManagerImpl::reset() {
+  Lock lock(mutex_);
+  run_deferred();
+  if (!sequences_.empty() || !deferred_.empty())
+    return Status(Code::kUnavailable,
+                  fmt::format("reset: {} sequences are alive", sequences_.size() + deferred_.size()));
+  if (moving()) return Status(Code::kUnavailable, "reset: blocks are on their way; wait_idle() first");
+  BlockId victim;
+  while (slot_policy_->victims({}, {}, {&victim, 1}) != 0) pool_->put_free_slot(evict(victim), /*at_head=*/false);
+  while (host_ && evict_frame()) {
+  }
+  ghosts_->clear();
+  return {};
+}
+
+}  // namespace firn

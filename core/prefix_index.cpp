@@ -1,0 +1,92 @@
+#include "core/prefix_index.h"
+
+#include <cstring>
+
+#include "core/base/check.h"
+
+namespace firn {
+namespace {
+
+std::uint64_t word(const Key& key, std::size_t at) {
+  std::uint64_t value;
+  std::memcpy(&value, key.bytes.data() + 8 * at, sizeof(value));
+  return value;
+}
+
+std::uint32_t tag_of(const Key& key) { return static_cast<std::uint32_t>(word(key, 1)); }
+
+std::size_t table_size(std::uint32_t capacity) { return std::size_t{capacity} + capacity / 4 + 8; }
+
+}  // namespace
+
+PrefixIndex::PrefixIndex(BlockPool& pool, std::uint32_t capacity) : pool_(pool), table_(table_size(capacity)) {}
+
+std::uint64_t PrefixIndex::metadata_bytes(std::uint32_t capacity) { return table_size(capacity) * sizeof(Entry); }
+
+// A key is uniform, so multiplying maps it onto any table size without a division.
+std::size_t PrefixIndex::home(const Key& key) const {
+  return static_cast<std::size_t>((static_cast<unsigned __int128>(word(key, 0)) * table_.size()) >> 64);
+}
+
+std::size_t PrefixIndex::slot_of(const Key& key) const {
+  const std::uint32_t tag = tag_of(key);
+  std::size_t at = home(key);
+  while (table_[at].head != BlockId::kNone) {
+    if (table_[at].tag == tag && pool_.block(table_[at].head).key == key) return at;
+    if (++at == table_.size()) at = 0;
+  }
+  return at;
+}
+
+BlockId PrefixIndex::find(const Key& key) const { return table_[slot_of(key)].head; }
+
+void PrefixIndex::insert(BlockId id) {
+  const Key& key = pool_.block(id).key;
+  pool_.block(id).next_duplicate = BlockId::kNone;
+  Entry& entry = table_[slot_of(key)];
+  if (entry.head == BlockId::kNone) {
+    FIRN_CHECK(key_count_ + 1 < table_.size());
+    entry = {tag_of(key), id};
+    ++key_count_;
+    return;
+  }
+  BlockId last = entry.head;
+  while (pool_.block(last).next_duplicate != BlockId::kNone) last = pool_.block(last).next_duplicate;
+  pool_.block(last).next_duplicate = id;
+  ++duplicate_count_;
+}
+
+void PrefixIndex::remove(BlockId id) {
+  Block& block = pool_.block(id);
+  std::size_t at = slot_of(block.key);
+  FIRN_CHECK(table_[at].head != BlockId::kNone);
+  const BlockId next = block.next_duplicate;
+  block.next_duplicate = BlockId::kNone;
+  if (table_[at].head != id) {
+    BlockId before = table_[at].head;
+    while (pool_.block(before).next_duplicate != id) before = pool_.block(before).next_duplicate;
+    pool_.block(before).next_duplicate = next;
+    --duplicate_count_;
+    return;
+  }
+  if (next != BlockId::kNone) {
+    table_[at].head = next;
+    --duplicate_count_;
+    return;
+  }
+  --key_count_;
+  // Backward shift: pull every follower that is not at home into the hole.
+  const std::size_t size = table_.size();
+  for (std::size_t probe = at + 1 == size ? 0 : at + 1; table_[probe].head != BlockId::kNone;
+       probe = probe + 1 == size ? 0 : probe + 1) {
+    const std::size_t wanted = home(pool_.block(table_[probe].head).key);
+    const std::size_t distance_hole = (at + size - wanted) % size, distance_probe = (probe + size - wanted) % size;
+    if (distance_hole <= distance_probe) {
+      table_[at] = table_[probe];
+      at = probe;
+    }
+  }
+  table_[at] = {};
+}
+
+}  // namespace firn

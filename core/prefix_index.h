@@ -1,0 +1,50 @@
+// prefix_index.h: what a key maps to. Owns one truth: which blocks carry which key.
+//
+// Open addressing over (tag, block) pairs of 8 bytes at a load of at most 0.8; the key itself stays in the block's
+// record, which is read once a lookup, and a 32-bit tag keeps other records out of the cache. Deleting shifts back
+// instead of leaving tombstones, so the table never degrades. Blocks with equal keys (two sequences computed the same
+// tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the manager's lock. Memory:
+// create() allocates everything.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/block_pool.h"
+#include "firn/ids.h"
+#include "firn/key.h"
+
+namespace firn {
+
+class PrefixIndex {
+ public:
+  PrefixIndex(BlockPool& pool, std::uint32_t capacity);
+  static std::uint64_t metadata_bytes(std::uint32_t capacity);
+
+  void insert(BlockId id);             // its key is set
+  void remove(BlockId id);             // ditto, and it is in here
+  BlockId find(const Key& key) const;  // the earliest block with this key; kNone: a miss
+  std::uint32_t key_count() const { return key_count_; }
+  std::uint32_t duplicate_count() const { return duplicate_count_; }
+  // For verify(): calls visit(head) for every key's chain.
+  template <class Visit>
+  void for_each(Visit visit) const {
+    for (const Entry& entry : table_)
+      if (entry.head != BlockId::kNone) visit(entry.head);
+  }
+
+ private:
+  friend struct ManagerTestPeer;
+  struct Entry {
+    std::uint32_t tag = 0;
+    BlockId head = BlockId::kNone;
+  };
+  std::size_t home(const Key& key) const;
+  std::size_t slot_of(const Key& key) const;  // where it is, or the empty entry where it would go
+
+  BlockPool& pool_;
+  std::vector<Entry> table_;
+  std::uint32_t key_count_ = 0, duplicate_count_ = 0;
+};
+
+}  // namespace firn

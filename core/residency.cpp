@@ -1,0 +1,198 @@
+// residency.cpp: who is in a slot, who may lose it, and what happens to a block and its frame when they do.
+//
+// Two rules decide everything. A block is a candidate for eviction when it is full, no mover job reads it, and either
+// no live sequence holds it or it is cold in all of them and a frame below has its bytes. A frame is a candidate when
+// no live sequence holds any of its blocks. So evicting never takes bytes that somebody is going to attend.
+#include "core/manager_impl.h"
+
+namespace firn {
+
+void ManagerImpl::update_candidate(BlockId id) {
+  Block& block = pool_->block(id);
+  const bool live = block.refs != 0;
+  const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() &&
+                      (!live || (block.hot_refs == 0 && block.frame != FrameId::kNone));
+  if (block.candidate) {
+    slot_policy_->on_remove(id);
+    block.candidate = false;
+  }
+  if (!should) return;
+  block.candidate = true;
+  slot_policy_->on_insert(
+      {.id = id,
+       .parent = block.parent,
+       .name_space = block.name_space,
+       .position = block.position * kBlockTokens,
+       .bytes = model_.block_bytes(),
+       .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
+       .live = live,
+       .has_copy = block.frame != FrameId::kNone},
+      clock_());
+}
+
+SlotId ManagerImpl::take_slot() {
+  if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
+  BlockId victim;
+  if (slot_policy_->victims({}, {}, {&victim, 1}) == 0) return SlotId::kNone;
+  return evict(victim);
+}
+
+SlotId ManagerImpl::take_idle_slot() {
+  if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
+  BlockId victim;
+  const Filter idle = [this](BlockId id) {
+    return pool_->block(id).refs == 0 && pool_->block(id).frame != FrameId::kNone;
+  };
+  if (slot_policy_->victims({}, idle, {&victim, 1}) == 0) return SlotId::kNone;
+  return evict(victim);
+}
+
+SlotId ManagerImpl::evict(BlockId id) {
+  Block& block = pool_->block(id);
+  FIRN_CHECK(block.candidate);
+  slot_policy_->on_remove(id);
+  block.candidate = false;
+  ++counters_.evictions;
+  const SlotId slot = pool_->unbind(id);
+  if (block.frame != FrameId::kNone) {
+    ++counters_.evictions_with_copy;
+  } else {
+    forget_key(id, MissReason::kEvictedDevice);
+    pool_->drop_record(id);
+  }
+  return slot;
+}
+
+void ManagerImpl::forget_key(BlockId id, MissReason reason) {
+  Block& block = pool_->block(id);
+  if (!block.full()) return;
+  index_->remove(id);
+  if (reason != MissReason::kNone && index_->find(block.key) == BlockId::kNone) ghosts_->remember(block.key, reason);
+  block.key = {};
+}
+
+// Nobody holds it any more: what can be found stays, what cannot goes.
+void ManagerImpl::settle(BlockId id) {
+  Block& block = pool_->block(id);
+  if (block.full() && (block.slot != SlotId::kNone || block.frame != FrameId::kNone)) {
+    update_candidate(id);
+    return;
+  }
+  if (block.in_flight != 0) {
+    block.release_when_idle = true;
+    return;
+  }
+  forget_key(id, MissReason::kNone);
+  detach_frame(id);
+  if (block.candidate) update_candidate(id);
+  // Its bytes are worth nothing, so this slot is used before anything that is.
+  if (block.slot != SlotId::kNone) pool_->put_free_slot(pool_->unbind(id), /*at_head=*/true);
+  pool_->drop_record(id);
+}
+
+void ManagerImpl::note_live(BlockId id, bool live) {
+  const FrameId frame = pool_->block(id).frame;
+  if (frame == FrameId::kNone) return;
+  frames_->frame(frame).live = static_cast<std::uint16_t>(frames_->frame(frame).live + (live ? 1 : -1));
+  update_frame(frame);
+}
+
+void ManagerImpl::update_frame(FrameId id) {
+  Frame& frame = frames_->frame(id);
+  const bool should = frame.live == 0 && frame.in_flight == 0;
+  if (should == frame.candidate) return;
+  frame.candidate = should;
+  if (!should) {
+    frame_policy_->on_remove(frame.policy_id);
+    return;
+  }
+  // One id stands for the whole frame: its first block that is still there. Its copy is the last one as far as tiers
+  // go.
+  for (std::uint8_t i = 0; i < frame.block_count; ++i)
+    if (frame.blocks[i] != BlockId::kNone) {
+      frame.policy_id = frame.blocks[i];
+      break;
+    }
+  const Block& first = pool_->block(frame.policy_id);
+  frame_policy_->on_insert({.id = frame.policy_id,
+                            .parent = first.parent,
+                            .name_space = first.name_space,
+                            .position = first.position * kBlockTokens,
+                            .bytes = frame.bytes},
+                           clock_());
+}
+
+void ManagerImpl::detach_frame(BlockId id) {
+  Block& block = pool_->block(id);
+  if (block.frame == FrameId::kNone) return;
+  const FrameId frame_id = block.frame;
+  Frame& frame = frames_->frame(frame_id);
+  if (frame.candidate) {  // its policy id may be this very block
+    frame_policy_->on_remove(frame.policy_id);
+    frame.candidate = false;
+  }
+  if (block.refs != 0) --frame.live;
+  frame.blocks[block.frame_index] = BlockId::kNone;
+  block.frame = FrameId::kNone;
+  const bool empty = std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
+                                 [](BlockId other) { return other == BlockId::kNone; });
+  if (!empty) {
+    update_frame(frame_id);
+  } else if (frame.in_flight == 0) {
+    drop_frame(frame_id, MissReason::kNone);
+  }  // else the job that reads it drops it
+}
+
+bool ManagerImpl::evict_frame() {
+  BlockId victim;
+  if (frame_policy_->victims({}, {}, {&victim, 1}) == 0) return false;
+  ++counters_.host_evictions;
+  drop_frame(pool_->block(victim).frame, MissReason::kEvictedHost);
+  return true;
+}
+
+void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
+  Frame& frame = frames_->frame(id);
+  FIRN_CHECK(frame.in_flight == 0);
+  if (frame.candidate) {
+    frame_policy_->on_remove(frame.policy_id);
+    frame.candidate = false;
+  }
+  // From the tail, so that what is left of a chain is its beginning.
+  for (std::uint8_t i = frame.block_count; i-- > 0;) {
+    if (frame.blocks[i] == BlockId::kNone) continue;
+    const BlockId block_id = frame.blocks[i];
+    Block& block = pool_->block(block_id);
+    block.frame = FrameId::kNone;
+    if (block.slot != SlotId::kNone) {
+      if (block.candidate && block.refs == 0) slot_policy_->on_access(block_id, Access::kCopyLost, clock_());
+      if (block.refs != 0) update_candidate(block_id);
+    } else if (block.refs == 0) {
+      forget_key(block_id, reason);
+      pool_->drop_record(block_id);
+    } else {
+      lose_block(block_id);
+    }
+  }
+  host_raw_bytes_ -= extent_shape(frame.block_count).raw_bytes();
+  host_->erase(frame.key);
+  frames_->drop(id);
+}
+
+// A live sequence holds a block whose only copy is gone. It is never attended nor matched again; the engine is told how
+// many tokens are left and computes the rest.
+void ManagerImpl::lose_block(BlockId id) {
+  pool_->block(id).lost = true;
+  forget_key(id, MissReason::kLoadFailed);
+  for (auto& [number, seq] : sequences_)
+    for (std::uint32_t i = 0; i < seq->blocks.size(); ++i)
+      if (seq->blocks[i] == id) seq->lost_from = std::min(seq->lost_from, i);
+}
+
+bool ManagerImpl::make_record_room() {
+  while (!pool_->has_free_record())
+    if (!host_ || !evict_frame()) return false;
+  return true;
+}
+
+}  // namespace firn

@@ -1,0 +1,192 @@
+// verify.cpp: every invariant of the manager, checked from scratch: nothing here trusts a counter.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/manager_impl.h"
+
+namespace firn {
+namespace {
+
+// What holders say about each block, counted anew.
+struct Counted {
+  std::uint32_t refs = 0, hot_refs = 0;
+};
+
+}  // namespace
+
+Violations ManagerImpl::verify() const {
+  Lock lock(mutex_);
+  Violations broken = pool_->check_queue();
+  const auto fail = [&broken]<class... Args>(fmt::format_string<Args...> text, Args&&... args) {
+    broken.push_back(fmt::format(text, std::forward<Args>(args)...));
+  };
+
+  // Holders: live sequences, and freed ones whose fence has not passed.
+  std::vector<Counted> counted(pool_->block_capacity());
+  const auto count = [&](std::span<const BlockId> blocks, std::uint32_t first_hot) {
+    for (std::uint32_t i = 0; i < blocks.size(); ++i) {
+      if (index(blocks[i]) >= counted.size()) {
+        fail("a sequence holds block {}, which does not exist", index(blocks[i]));
+        continue;
+      }
+      ++counted[index(blocks[i])].refs;
+      counted[index(blocks[i])].hot_refs += i < sink_blocks() || i >= first_hot;
+    }
+  };
+  std::uint64_t sequence_bytes = 0;
+  for (const auto& [number, seq] : sequences_) {
+    count(seq->blocks, seq->hot_first);
+    sequence_bytes += seq->charge.bytes();
+    const std::uint32_t wanted =
+        std::min(hot_first(seq->tokens.size()), static_cast<std::uint32_t>(seq->blocks.size()));
+    if (seq->hot_first != wanted)
+      fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
+           seq->tokens.size(), wanted);
+    if (seq->tokens.size() > seq->blocks.size() * kBlockTokens)
+      fail("sequence {}: {} tokens in {} blocks", number, seq->tokens.size(), seq->blocks.size());
+  }
+  for (const Deferred& deferred : deferred_) {
+    count(deferred.blocks, deferred.hot_first);
+    sequence_bytes += deferred.charge.bytes();
+  }
+
+  // Blocks.
+  std::uint32_t in_use = 0, candidates = 0, keyed = 0;
+  for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i) {
+    const Block& block = pool_->block(BlockId{i});
+    if (!block.in_use) {
+      if (counted[i].refs != 0) fail("block {}: its record is free, but {} sequences hold it", i, counted[i].refs);
+      continue;
+    }
+    ++in_use;
+    candidates += block.candidate;
+    keyed += block.full();
+    if (block.refs != counted[i].refs) fail("block {}: refs {}, holders {}", i, block.refs, counted[i].refs);
+    if (block.hot_refs != counted[i].hot_refs)
+      fail("block {}: hot_refs {}, in the windows of {}", i, block.hot_refs, counted[i].hot_refs);
+    if (block.slot != SlotId::kNone &&
+        (index(block.slot) >= pool_->slot_count() || pool_->owner(block.slot) != BlockId{i}))
+      fail("block {}: slot {} belongs to block {}", i, index(block.slot),
+           index(block.slot) < pool_->slot_count() ? index(pool_->owner(block.slot)) : ~0u);
+    if (block.full()) {
+      BlockId other = index_->find(block.key);
+      while (other != BlockId::kNone && other != BlockId{i}) other = pool_->block(other).next_duplicate;
+      if (other == BlockId::kNone) fail("block {}: its key is not in the index", i);
+    }
+    if (block.frame != FrameId::kNone) {
+      if (index(block.frame) >= frames_->capacity() || !frames_->frame(block.frame).in_use ||
+          frames_->frame(block.frame).blocks[block.frame_index] != BlockId{i})
+        fail("block {}: frame {} does not hold it", i, index(block.frame));
+    } else if (block.slot == SlotId::kNone && !block.lost) {
+      fail("block {}: neither a slot nor a frame has its bytes", i);
+    }
+    if (block.refs == 0 && !block.full() && block.in_flight == 0) fail("block {}: nobody holds or finds it", i);
+    const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() &&
+                        (block.refs == 0 || (block.hot_refs == 0 && block.frame != FrameId::kNone));
+    if (block.candidate != should) fail("block {}: {} a candidate for eviction", i, should ? "is not" : "must not be");
+  }
+  if (in_use != pool_->block_count()) fail("blocks: {} records in use, {} counted", in_use, pool_->block_count());
+  if (candidates != slot_policy_->candidates())
+    fail("eviction: {} blocks are candidates, the policy knows {}", candidates, slot_policy_->candidates());
+
+  // Index entries lead to blocks with that key.
+  std::uint32_t reached = 0, keys = 0;
+  index_->for_each([&](BlockId head) {
+    ++keys;
+    const Key& key = pool_->block(head).key;
+    for (BlockId id = head; id != BlockId::kNone; id = pool_->block(id).next_duplicate) {
+      ++reached;
+      if (!pool_->block(id).in_use || pool_->block(id).key != key || key.is_zero())
+        fail("index: block {} is chained under a key that is not its own", index(id));
+      if (reached > keyed + 1) break;
+    }
+  });
+  if (reached != keyed) fail("index: {} blocks reachable, {} have keys", reached, keyed);
+  if (keys != index_->key_count() || reached - keys != index_->duplicate_count())
+    fail("index: {} keys and {} duplicates, counted {} and {}", keys, reached - keys, index_->key_count(),
+         index_->duplicate_count());
+
+  // Slots: each is the null slot, free, being filled, or one block's.
+  std::uint32_t free_slots = 0, loading = 0, bound = 0;
+  for (std::uint32_t i = 0; i < pool_->slot_count(); ++i) {
+    switch (pool_->state(SlotId{i})) {
+      case BlockPool::SlotState::kNull:
+        if (i != 0) fail("slot {}: claims to be the null slot", i);
+        break;
+      case BlockPool::SlotState::kFree:
+        ++free_slots;
+        break;
+      case BlockPool::SlotState::kLoading:
+        ++loading;
+        break;
+      case BlockPool::SlotState::kTaken:
+        fail("slot {}: taken and given to nobody", i);
+        break;
+      case BlockPool::SlotState::kBound: {
+        ++bound;
+        const BlockId owner = pool_->owner(SlotId{i});
+        if (owner == BlockId::kNone || !pool_->block(owner).in_use || pool_->block(owner).slot != SlotId{i})
+          fail("slot {}: block {} does not say that it is there", i, index(owner));
+        break;
+      }
+    }
+  }
+  if (loading != loading_slots_) fail("slots: {} being filled, {} counted", loading, loading_slots_);
+  if (free_slots != pool_->free_slots()) fail("slots: {} free, {} counted", free_slots, pool_->free_slots());
+  if (1 + free_slots + loading + bound != pool_->slot_count())
+    fail("slots: {} free + {} loading + {} bound + null are not {}", free_slots, loading, bound, pool_->slot_count());
+
+  // Frames.
+  std::uint32_t frames = 0, frame_candidates = 0;
+  std::uint64_t raw_bytes = 0;
+  for (std::uint32_t i = 0; i < frames_->capacity(); ++i) {
+    const Frame& frame = frames_->frame(FrameId{i});
+    if (!frame.in_use) continue;
+    ++frames;
+    frame_candidates += frame.candidate;
+    raw_bytes += extent_shape(frame.block_count).raw_bytes();
+    std::uint32_t live = 0, held = 0;
+    for (std::uint8_t j = 0; j < frame.block_count; ++j) {
+      if (frame.blocks[j] == BlockId::kNone) continue;
+      ++held;
+      const Block& block = pool_->block(frame.blocks[j]);
+      live += block.refs != 0;
+      if (!block.in_use || block.frame != FrameId{i} || block.frame_index != j)
+        fail("frame {}: block {} does not say that it is there", i, index(frame.blocks[j]));
+    }
+    if (held == 0 && frame.in_flight == 0) fail("frame {}: holds no block", i);
+    if (live != frame.live) fail("frame {}: {} live blocks, {} counted", i, live, frame.live);
+    if (frame.candidate != (frame.live == 0 && frame.in_flight == 0))
+      fail("frame {}: {} a candidate for eviction", i, frame.candidate ? "must not be" : "is not");
+    if (!host_ || !host_->contains(frame.key)) fail("frame {}: the host tier does not have it", i);
+  }
+  if (frames != frames_->count()) fail("frames: {} in use, {} counted", frames, frames_->count());
+  if (frame_candidates != frame_policy_->candidates())
+    fail("host eviction: {} frames are candidates, the policy knows {}", frame_candidates, frame_policy_->candidates());
+  if (raw_bytes != host_raw_bytes_) fail("frames: {} raw bytes, {} counted", raw_bytes, host_raw_bytes_);
+  // A running job may have published a frame that its blocks do not know yet.
+  if (host_ && running_ == 0 && host_->stats().frames != frames)
+    fail("frames: the host tier has {}, the manager knows {}", host_->stats().frames, frames);
+
+  // Queues and ledger.
+  if (stores_.size() > config_.mover.queue || loads_.size() > config_.mover.queue)
+    fail("mover: {} stores and {} loads wait in queues of {}", stores_.size(), loads_.size(), config_.mover.queue);
+  std::uint64_t pool_bytes = 0;
+  for (const Chunk& chunk : chunks_) pool_bytes += chunk.region.bytes;
+  const auto spent = [&](Account account, std::uint64_t parts) {
+    if (ledger_->spent(account) != parts)
+      fail("ledger: {} bytes spent on {}, its parts have {}", ledger_->spent(account), to_string(account), parts);
+  };
+  spent(Account::kPool, pool_bytes);
+  spent(Account::kStaging, staging_.bytes);
+  spent(Account::kWorkspace, workspace_.bytes);
+  spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes);
+  for (const Budget budget : {Budget::kDevice, Budget::kHost, Budget::kMetadata})
+    if (ledger_->spent(budget) > ledger_->limit(budget))
+      fail("ledger: the {} budget of {} bytes is overspent: {}", to_string(budget), ledger_->limit(budget),
+           ledger_->spent(budget));
+  return broken;
+}
+
+}  // namespace firn
