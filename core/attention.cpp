@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "core/base/attention.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -89,7 +90,7 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
 // Fills a wave from where the last one ended. Under the lock; what it decodes is pinned in the tier.
 Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const {
   const KvShape& kv = model_.groups[0].kv;
-  const std::uint64_t partial_rows_max = workspace_.bytes / Kernels::state_bytes(kv, query_heads_, 1) / 2;
+  const std::uint64_t partials_bytes = workspace_.bytes / 2, row_bytes = Kernels::state_bytes(kv, query_heads_, 1);
   const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
   const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
   wave.clear();
@@ -102,8 +103,10 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
       const std::uint32_t first = wave.next_split / kBlockTokens, count = (tokens + kBlockTokens - 1) / kBlockTokens;
       std::uint32_t cold = 0;
       for (std::uint32_t i = first; i < first + count; ++i) cold += pool_->block(seq.blocks[i]).slot == SlotId::kNone;
-      const bool fits =
-          wave.partial_rows + part.row_count <= partial_rows_max && wave.staging_blocks + cold <= staging_blocks_;
+      const std::uint32_t partial_rows = part.row_count <= kPartialRows ? part.row_count : 0;
+      const bool fits = partial_table_bytes(wave.items.size() + 1) + (wave.partial_rows + partial_rows) * row_bytes <=
+                            partials_bytes &&
+                        wave.staging_blocks + cold <= staging_blocks_;
       if (!wave.items.empty() && !fits) return {};
       FIRN_CHECK(fits);  // one split always does: set_up sized both for it
       wave.items.push_back({.row = part.row,
@@ -112,7 +115,7 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
                             .split = wave.next_split,
                             .token_count = tokens,
                             .view = static_cast<std::uint32_t>(wave.views.size())});
-      wave.partial_rows += part.row_count;
+      wave.partial_rows += partial_rows;
       for (std::uint32_t i = first; i < first + count; ++i) {
         const Block& block = pool_->block(seq.blocks[i]);
         if (block.slot != SlotId::kNone) {
