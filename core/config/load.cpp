@@ -1,6 +1,7 @@
 // Reads a deployment from its four sources, weakest first, and reports every mistake at once: somebody who mends a file
 // should not have to run it once per line.
 #include <fmt/format.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -73,6 +74,22 @@ struct Reading {
   }
 };
 
+// Where documents begin. YAML::Load reads the first and drops the rest without a word, and YAML::LoadAll never returns
+// from some texts (one that begins with a comma): it takes a null document and stays where it is.
+class DocumentStarts : public YAML::EventHandler {
+ public:
+  std::vector<YAML::Mark> marks;
+  void OnDocumentStart(const YAML::Mark& mark) override { marks.push_back(mark); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
+
 class FileReader {
  public:
   FileReader(std::string file, Reading& reading) : file_(std::move(file)), reading_(reading) {}
@@ -84,10 +101,15 @@ class FileReader {
     if (text.find('\0') != std::string::npos)  // the parser would take it for the end and the rest for nothing
       return reading_.problems.add(file_, "holds a zero byte, so it is not a YAML text");
     try {
-      const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-      if (documents.size() > 1)
-        return reading_.problems.add(file_, "has several documents (\"---\"); a deployment is one");
-      if (!documents.empty() && !documents[0].IsNull()) read_map(documents[0], "");
+      DocumentStarts starts;
+      std::istringstream stream(text);
+      YAML::Parser parser(stream);
+      while (starts.marks.size() < 2 && parser.HandleNextDocument(starts)) {
+      }
+      if (starts.marks.size() > 1)
+        return reading_.problems.add(place(starts.marks[1]), "a second document begins here; a deployment is one");
+      const YAML::Node document = YAML::Load(text);
+      if (!document.IsNull()) read_map(document, "");
     } catch (const YAML::Exception& error) {  // the parser speaks in exceptions; they end here
       reading_.problems.add(place(error.mark), error.msg);
     }
@@ -111,15 +133,15 @@ class FileReader {
       }
       const std::string key = section.empty() ? pair.first.Scalar() : section + "." + pair.first.Scalar();
       const std::string where = place(pair.first.Mark());
-      if (!seen_.insert(key).second) {
-        reading_.problems.add(where, fmt::format("{} is here a second time; keep one", key));
-      } else if (section.empty() && key.find('.') != std::string::npos) {
+      if (section.empty() && key.find('.') != std::string::npos) {
         // "pool.budget: 1GiB" would be a second spelling of one setting; there is only the nested one.
         reading_.problems.add(
             where, find_setting(key) == nullptr
                        ? unknown_key(key)
                        : fmt::format("write {} in two lines: \"{}:\", and below it, indented, \"{}: ...\"", key,
                                      key.substr(0, key.find('.')), key.substr(key.find('.') + 1)));
+      } else if (!seen_.insert(key).second) {
+        reading_.problems.add(where, fmt::format("{} is here a second time; keep one", key));
       } else if (section.empty() && is_section(key)) {
         if (!pair.second.IsNull())
           read_map(pair.second, key);  // a section whose lines are all comments is an empty one

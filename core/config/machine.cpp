@@ -1,5 +1,7 @@
 #include "core/config/machine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -73,9 +75,9 @@ std::uint32_t count_list(std::string_view list) {
 void read_processor(const std::string& root, Machine& machine) {
   const std::string cpuinfo = read_text(root + "/proc/cpuinfo");
   machine.cpu_model = find_text(cpuinfo, "model name");
-  const std::string flags = " " + find_text(cpuinfo, "flags") + find_text(cpuinfo, "Features") + " ";
+  const std::string flags = fmt::format(" {}{} ", find_text(cpuinfo, "flags"), find_text(cpuinfo, "Features"));
   for (const char* flag : {"sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_fp16", "asimd", "asimdhp", "sve"})
-    if (flags.find(std::string(" ") + flag + " ") != std::string::npos) machine.simd.emplace_back(flag);
+    if (flags.find(fmt::format(" {} ", flag)) != std::string::npos) machine.simd.emplace_back(flag);
   machine.processors = count_list(find_text(read_text(root + "/proc/self/status"), "Cpus_allowed_list"));
 }
 
@@ -94,9 +96,9 @@ std::string cgroup_folder(const std::string& cgroups, std::string_view controlle
     const std::size_t first = line.find(':');
     const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = fmt::format(",{},", line.substr(first + 1, second - first - 1));
     const bool wanted = controller.empty() ? controllers == ",,"
-                                           : controllers.find("," + std::string(controller) + ",") != std::string::npos;
+                                           : controllers.find(fmt::format(",{},", controller)) != std::string::npos;
     if (wanted) return line.substr(second + 1);
   }
   return {};
