@@ -80,10 +80,10 @@ struct AppendItem {
   std::uint32_t token_count = 0;  // token + token_count <= kBlockTokens
 };
 struct AppendBatch {
-  KvShape shape;
+  KvShape shape{};
   DeviceAddress k = 0;  // f32 [rows][kv_heads][head_dim]
   DeviceAddress v = 0;  // f32 [rows][kv_heads][value_dim]
-  std::span<const AppendItem> items;
+  std::span<const AppendItem> items{};
 };
 
 // Copies the first token_count tokens of a block's layer, bit by bit, whatever the strides on either side:
@@ -93,8 +93,8 @@ struct CopyItem {
   std::uint32_t token_count = kBlockTokens;
 };
 struct CopyBatch {
-  KvShape shape;
-  std::span<const CopyItem> items;
+  KvShape shape{};
+  std::span<const CopyItem> items{};
 };
 
 // Attention over one layer. KV is cut into splits at fixed absolute positions (multiples of kSplitTokens), whatever is
@@ -111,7 +111,7 @@ struct AttendItem {
   std::uint32_t view = 0;                // index of the split's first BlockView in views, one per block
 };
 struct AttendBatch {
-  KvShape shape;
+  KvShape shape{};
   std::uint32_t query_heads = 0;  // a multiple of shape.kv_heads
   float scale = 0;                // applied to q . k
   float soft_cap = 0;             // 0: none; else logits become cap * tanh(logits / cap)
@@ -119,8 +119,8 @@ struct AttendBatch {
   std::uint32_t row_count = 0;
   DeviceAddress q = 0;    // f32 [row_count][query_heads][head_dim]
   DeviceAddress out = 0;  // f32 [row_count][query_heads][value_dim]; written when last
-  std::span<const BlockView> views;
-  std::span<const AttendItem> items;  // items of one row range ascend by split, also from wave to wave
+  std::span<const BlockView> views{};
+  std::span<const AttendItem> items{};  // items of one row range ascend by split, also from wave to wave
   // Accumulators, f32 [row_count][query_heads][value_dim + 2] (weighted values, maximum, sum): kept by the caller from
   // wave to wave. first: start afresh. last: normalise into out. A row no item touched gives zeros.
   DeviceAddress state = 0;
