@@ -140,7 +140,9 @@ Status ManagerImpl::size_pool() {
   if (config_.metadata_budget_bytes == 0)
     config_.metadata_budget_bytes =
         fixed_metadata_bytes_ +
-        std::min(kSequenceAllowanceBytes, config_.max_sequences * config_.max_sequence_tokens * 5);
+        // One sequence more than there may be: one that grows holds its old and its new table for a moment.
+        std::min(kSequenceAllowanceBytes,
+                 (config_.max_sequences + 1) * sequence_bytes(config_.max_sequence_tokens + kBlockTokens));
   ledger_ = std::make_unique<Ledger>(budget, config_.host.budget_bytes, config_.metadata_budget_bytes);
   FIRN_TRY(charge_metadata());
 

@@ -130,6 +130,10 @@ class ManagerImpl final : public Manager {
   void drop_sequence(Sequence& seq);
   Result<std::uint16_t> intern_namespace(std::string_view name);
   Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain) const;
+  // Of a sequence's tokens and table.
+  static std::uint64_t sequence_bytes(std::uint64_t tokens) {
+    return tokens * sizeof(TokenId) + (tokens / kBlockTokens + 2) * sizeof(BlockId);
+  }
   Status reserve_tokens(Sequence& seq, std::uint64_t tokens);
   std::uint32_t sink_blocks() const { return (config_.protect.sinks + kBlockTokens - 1) / kBlockTokens; }
   std::uint32_t hot_first(std::uint64_t tokens) const;
@@ -143,6 +147,7 @@ class ManagerImpl final : public Manager {
     std::uint32_t slots() const { return blocks + (copy ? 1 : 0); }
   };
   Need blocks_needed(const Sequence& seq, std::uint64_t tokens) const;
+  std::uint64_t tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const;
   std::uint32_t available_slots() const;
   Result<BlockId> make_block(const Sequence& seq, std::uint32_t position);
   void add_ref(BlockId id, bool hot);

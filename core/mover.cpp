@@ -323,7 +323,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     block.load_queued = false;
     if (!alive || block.frame != job.frame || block.slot != SlotId::kNone) continue;
     slots[i] = take_idle_slot();
-    if (slots[i] == SlotId::kNone) break;
+    if (slots[i] == SlotId::kNone) continue;  // no room: the block may be asked for again
     pool_->set_loading(slots[i], job.blocks[i].id);
     ++loading_slots_;
     ++wanted;

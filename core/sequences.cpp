@@ -47,11 +47,12 @@ Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   if (tokens > config_.max_sequence_tokens)
     return Status(Code::kInvalidArgument, fmt::format("sequence {}: {} tokens are more than max_sequence_tokens = {}",
                                                       index(seq.id), tokens, config_.max_sequence_tokens));
-  if (tokens <= seq.tokens.capacity()) return {};
-  const std::uint64_t room = std::max<std::uint64_t>(tokens, std::min(2 * tokens, tokens + 4096));
-  FIRN_ASSIGN(
-      Ledger::Charge charge,
-      ledger_->charge(Account::kMetadata, room * sizeof(TokenId) + (room / kBlockTokens + 2) * sizeof(BlockId)));
+  // Whole blocks, because commit may fill whatever allocate has given.
+  const std::uint64_t least = std::uint64_t{blocks_for(tokens)} * kBlockTokens;
+  if (least <= seq.tokens.capacity()) return {};
+  const std::uint64_t most = std::uint64_t{blocks_for(config_.max_sequence_tokens)} * kBlockTokens;
+  const std::uint64_t room = std::min(most, least + std::min<std::uint64_t>(least, 4096));
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, sequence_bytes(room)));
   seq.tokens.reserve(room);
   seq.blocks.reserve(room / kBlockTokens + 2);
   seq.charge = std::move(charge);
@@ -210,18 +211,34 @@ std::uint32_t ManagerImpl::available_slots() const {
   return pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
 }
 
+// Tokens that the requests may have in their order, each as many as the slots left hold.
+std::uint64_t ManagerImpl::tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const {
+  std::uint64_t tokens = 0;
+  for (const StepRequest& request : requests) {
+    const Sequence& seq = *find_sequence(request.seq);
+    const Need need = blocks_needed(seq, seq.tokens.size() + request.new_tokens);
+    if (need.slots() <= slots) {
+      slots -= need.slots();
+      tokens += request.new_tokens;
+    } else if (!need.copy || slots != 0) {  // a tail that has to be copied first takes a slot and brings no room
+      slots -= need.copy ? 1 : 0;
+      tokens += seq.blocks.size() * kBlockTokens - seq.tokens.size() + slots * kBlockTokens;
+      slots = 0;
+    }
+  }
+  return tokens;
+}
+
 Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) const {
   Lock lock(mutex_);
   StepPlan plan;
-  std::uint64_t wanted = 0, room = 0, cold_blocks = 0, movable = 0;
+  std::uint64_t wanted = 0, cold_blocks = 0, movable = 0;
   for (const StepRequest& request : requests) {
     const Sequence* seq = find_sequence(request.seq);
     if (!seq)
       return Status(Code::kInvalidArgument, fmt::format("plan_step: sequence {} does not exist", index(request.seq)));
-    const Need need = blocks_needed(*seq, seq->tokens.size() + request.new_tokens);
-    plan.blocks_needed += need.slots();
+    plan.blocks_needed += blocks_needed(*seq, seq->tokens.size() + request.new_tokens).slots();
     wanted += request.new_tokens;
-    room += need.copy ? 0 : seq->blocks.size() * kBlockTokens - seq->tokens.size();
     for (const BlockId id : seq->blocks) cold_blocks += pool_->block(id).slot == SlotId::kNone;
   }
   if (host_)
@@ -230,11 +247,11 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
         const Block& block = pool_->block(seq->blocks[i]);
         movable += block.slot != SlotId::kNone && !block.candidate && block.hot_refs == 0;
       }
-  const KvShape& kv = model_.groups[0].kv;
-  plan.staging_bytes = cold_blocks * kBlockTokens * kv.token_bytes();
+  for (const Deferred& deferred : deferred_) movable += deferred.blocks.size();
+  plan.staging_bytes = cold_blocks * kBlockTokens * model_.groups[0].kv.token_bytes();
   plan.workspace_bytes = workspace_.bytes;
   const auto limit = [&](std::uint64_t slots) {
-    return static_cast<std::uint32_t>(std::min<std::uint64_t>({wanted, max_rows_, room + slots * kBlockTokens}));
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(max_rows_, tokens_that_fit(requests, slots)));
   };
   const std::uint64_t slots = available_slots();
   plan.chunk_limit = limit(slots);
@@ -365,6 +382,9 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   Lock lock(mutex_);
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "commit"));
   const std::uint64_t total = seq->tokens.size() + tokens.size();
+  if (total > config_.max_sequence_tokens)
+    return Status(Code::kInvalidArgument, fmt::format("commit: {} tokens are more than max_sequence_tokens = {}", total,
+                                                      config_.max_sequence_tokens));
   if (total > seq->blocks.size() * kBlockTokens)
     return Status(Code::kInvalidArgument,
                   fmt::format("commit: {} tokens after {} do not fit the {} allocated; allocate first", tokens.size(),
