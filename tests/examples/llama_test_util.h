@@ -35,7 +35,8 @@ inline std::string random_model(const std::string& type) {
 // SmolLM2-135M-Instruct: from the environment, else from the cache folder that `./run build` fills.
 inline std::string smollm2_path() {
   if (const char* path = std::getenv("FIRN_SMOLLM2_GGUF")) return path;
-  return std::string(LLAMA_CACHE_DIR) + "/SmolLM2-135M-Instruct.Q4_1.gguf";
+  const char* cache = std::getenv("FIRN_CACHE_DIR");
+  return std::string(cache != nullptr ? cache : LLAMA_CACHE_DIR) + "/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 #define LLAMA_SKIP_WITHOUT_SMOLLM2()                                 \
   if (!std::ifstream(::firn::llama::smollm2_path()).good())          \

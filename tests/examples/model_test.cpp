@@ -7,6 +7,8 @@
 namespace firn::llama {
 namespace {
 
+using namespace std::literals;
+
 // Replaces the first occurrence of a text by another of the same length.
 std::vector<std::byte> patched(const std::string& type, std::string_view from, std::string_view to) {
   EXPECT_EQ(from.size(), to.size());
@@ -53,9 +55,7 @@ TEST(Model, ReadsGeometryAndSpecOfAFile) {
 
 TEST(Model, RefusesWhatIsNotThisKindOfModelAndNamesIt) {
   const std::pair<std::vector<std::byte>, const char*> cases[] = {
-      {patched("f16", "general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
-               "general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0qwen2"),
-       "architecture"},
+      {patched("f16", "\5\0\0\0\0\0\0\0llama"sv, "\5\0\0\0\0\0\0\0qwen2"sv), "architecture 'qwen2'"},
       {patched("f16", "general.architecture", "general.arkhitecture"), "'general.architecture' is missing"},
       {patched("f16", "blk.1.ffn_up.weight", "blk.1.ffn_xp.weight"), "'blk.1.ffn_up.weight' is missing"},
       {with_number("llama.block_count", 1), "'blk.1.attn_k.weight' has no place"},
