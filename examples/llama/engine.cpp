@@ -12,6 +12,8 @@
 namespace firn::llama {
 namespace {
 
+constexpr std::uint32_t kSmallStepRows = 64;  // below this the products no longer share much per expanded weight
+
 // On the cpu device an address is the pointer. An engine on a GPU passes its own buffers' addresses instead.
 DeviceAddress address(const std::vector<float>& values) { return reinterpret_cast<DeviceAddress>(values.data()); }
 
@@ -116,42 +118,44 @@ Status Engine::run(std::span<Sequence* const> sequences, const std::function<voi
   }
 }
 
-// Shares the rows of the next step out, first come first served, and makes room in firn for each share.
+// Shares the rows of the next step out, first come first served, and takes room in firn for each share.
 Result<std::vector<Engine::Part>> Engine::plan(std::span<Sequence* const> sequences) {
-  std::vector<Part> parts;
-  std::size_t used = 0;
+  std::vector<Sequence*> waiting;
+  std::vector<StepRequest> requests;
   for (Sequence* sequence : sequences) {
-    const std::size_t committed = sequence->committed();
-    Part part{sequence, used, std::min(sequence->tokens().size() - committed, max_rows_ - used), committed, false};
-    if (part.row_count == 0) continue;
-    const StepRequest request{sequence->id(), static_cast<std::uint32_t>(part.row_count)};
-    FIRN_ASSIGN(StepPlan step, manager_.plan_step({&request, 1}));
-    if (step.chunk_limit == 0) {
-      // Others of this step may go first; alone, it waits until cold blocks have moved out of the way.
-      if (!parts.empty()) break;
-      FIRN_TRY(manager_.wait_room(request.seq, 1));
-      FIRN_ASSIGN(step, manager_.plan_step({&request, 1}));
-      if (step.chunk_limit == 0) return step.blocked;
-    }
-    part.row_count = std::min<std::size_t>(part.row_count, step.chunk_limit);
-    part.ends_sequence = committed + part.row_count == sequence->tokens().size();
-    FIRN_TRY(make_room(part));
+    const std::size_t pending = std::min(sequence->pending(), max_rows_);
+    if (pending == 0) continue;
+    waiting.push_back(sequence);
+    requests.push_back({sequence->id(), static_cast<std::uint32_t>(pending)});
+  }
+  std::vector<Part> parts;
+  if (requests.empty()) return parts;
+  FIRN_ASSIGN(std::size_t left, rows_of_next_step(requests));
+  std::size_t used = 0;
+  for (std::size_t i = 0; i < waiting.size() && left > 0; ++i) {
+    Part part{waiting[i], used, std::min<std::size_t>(requests[i].new_tokens, left), waiting[i]->committed(), false};
+    part.ends_sequence = part.row_count == waiting[i]->pending();
+    FIRN_ASSIGN([[maybe_unused]] const auto copies,  // done already: firn owns these bytes
+                manager_.allocate(waiting[i]->id(), static_cast<std::uint32_t>(part.row_count)));
     parts.push_back(part);
     used += part.row_count;
-    if (used == max_rows_) break;
+    left -= part.row_count;
   }
   return parts;
 }
 
-// plan_step said that it fits, so a refusal is about blocks still on their way to the host.
-Status Engine::make_room(const Part& part) {
-  const auto count = static_cast<std::uint32_t>(part.row_count);
-  Result<std::vector<CopyOrder>> room = manager_.allocate(part.sequence->id(), count);
-  if (!room.ok() && room.status().code() == Code::kUnavailable) {
-    FIRN_TRY(manager_.wait_room(part.sequence->id(), count));
-    room = manager_.allocate(part.sequence->id(), count);
+// As many rows as there is room for. A step of a few rows costs as much as one of many, so where cold blocks are on
+// their way out of the pool it is better to wait for them than to go on in small steps.
+Result<std::size_t> Engine::rows_of_next_step(std::span<const StepRequest> requests) {
+  FIRN_ASSIGN(StepPlan step, manager_.plan_step(requests));
+  const auto enough = std::min({requests[0].new_tokens, kSmallStepRows, step.chunk_limit_moved});
+  if (step.chunk_limit < enough) {
+    const Status waited = manager_.wait_room(requests[0].seq, enough);
+    if (!waited.ok() && step.chunk_limit == 0) return waited;
+    FIRN_ASSIGN(step, manager_.plan_step(requests));
   }
-  return room.ok() ? Status() : room.status();  // the copies are done: firn owns these bytes
+  if (step.chunk_limit == 0) return step.blocked;
+  return std::min<std::size_t>(step.chunk_limit, max_rows_);
 }
 
 Status Engine::step(std::span<const Part> parts) {

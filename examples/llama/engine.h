@@ -84,7 +84,7 @@ class Engine {
   };
 
   Result<std::vector<Part>> plan(std::span<Sequence* const> sequences);
-  Status make_room(const Part& part);
+  Result<std::size_t> rows_of_next_step(std::span<const StepRequest> requests);
   Status step(std::span<const Part> parts);
   Status forward_layer(std::uint32_t layer, std::span<const StepRows> rows, std::size_t row_count);
   Status compute_logits(std::span<const Part> parts);

@@ -6,6 +6,7 @@
 
 #include "engine_fixture.h"
 #include "examples/llama/sampler.h"
+#include "faulty_manager.h"
 #include "naive_llama.h"
 
 namespace firn::llama {
@@ -173,6 +174,34 @@ TEST(Engine, AForkAnswersLikeItsOriginAndARewindLikeAFreshStart) {
   EXPECT_EQ(copy_logits(origin), expected);
   EXPECT_EQ(origin.rewind(0).code(), Code::kInvalidArgument);
   EXPECT_EQ(origin.rewind(1000).code(), Code::kInvalidArgument);
+}
+
+TEST(Engine, LostBlocksAreComputedAgainAndTheAnswerIsTheSame) {
+  const std::vector<TokenId> tokens = random_tokens(kPromptTokens, 8);
+  LLAMA_ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, plain_logits(tokens));
+  for (const std::uint32_t usable : {0u, 16u, 200u}) {
+    StandOptions options;
+    options.max_step_tokens = 100;
+    LLAMA_ASSERT_OK_AND_ASSIGN(Stand stand, make_stand(options));
+    FaultyManager faulty(*stand.manager);
+    Engine engine(*stand.model, faulty, *stand.threads);
+    LLAMA_ASSERT_OK_AND_ASSIGN(Sequence sequence, engine.begin(tokens));
+    faulty.lose_after(7, usable);  // in the fourth step, with 300 tokens committed, between its two layers
+    LLAMA_ASSERT_OK(run_one(engine, sequence));
+    EXPECT_EQ(copy_logits(sequence), expected) << "lost from " << usable;
+    EXPECT_EQ(faulty.losses(), 1);
+    EXPECT_EQ(engine.counters().recomputed_tokens, 300 - usable);
+    EXPECT_EQ(stand.manager->verify(), Violations{});
+  }
+}
+
+TEST(Engine, ALossThatTookNothingIsReportedInsteadOfRetriedForEver) {
+  LLAMA_ASSERT_OK_AND_ASSIGN(Stand stand, make_stand({}));
+  FaultyManager faulty(*stand.manager);
+  Engine engine(*stand.model, faulty, *stand.threads);
+  LLAMA_ASSERT_OK_AND_ASSIGN(Sequence sequence, engine.begin(random_tokens(50, 9)));
+  faulty.lose_after(0, 10000);
+  EXPECT_EQ(run_one(engine, sequence).code(), Code::kCorrupt);
 }
 
 TEST(Engine, RefusesTokensItCannotRun) {
