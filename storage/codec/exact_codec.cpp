@@ -142,7 +142,8 @@ class TaskMap {
 void finish_frame(EncodeJob& job, std::span<SectionEntry> entries, const Codec& codec) {
   std::uint64_t at = frame_head_bytes(static_cast<std::uint32_t>(entries.size()));
   for (SectionEntry& entry : entries) {
-    std::memmove(job.out.data() + at, job.out.data() + entry.offset, align_frame(entry.encoded_bytes));
+    if (entry.offset != at)
+      std::memmove(job.out.data() + at, job.out.data() + entry.offset, align_frame(entry.encoded_bytes));
     entry.offset = at;
     at += align_frame(entry.encoded_bytes);
   }

@@ -4,7 +4,7 @@
 // The low mantissa bytes of real keys and values are noise, so a quick estimate decides whether a plane is worth coding
 // at all. Order [token][head][dim] is kept: putting a channel's tokens side by side gains nothing once the reference
 // row has taken the channels' scales out, and would cost a transposition on either side.
-#define ZSTD_STATIC_LINKING_ONLY  // for the estimates of context sizes; nothing else
+#define ZSTD_STATIC_LINKING_ONLY  // for estimates of context sizes and for literals-only coding
 #include <fmt/format.h>
 #include <zstd.h>
 
@@ -22,7 +22,10 @@ namespace {
 constexpr std::uint8_t kPlanes = 1;  // coding of a section
 constexpr std::size_t kDirectoryEntryBytes = 8;
 constexpr std::uint8_t kFlagReferenced = 1;
-constexpr int kZstdLevel = 1;  // higher ones find no more in these planes
+// Planes are coded as literals alone: on exponents, short matches are accidents that cost more than they save and take
+// most of the time. Where rows repeat, level 1 looks for them; matches of 7 bytes and more are not accidents. Higher
+// levels find no more. The lowest level steps over everything without looking.
+constexpr int kLiteralsOnlyLevel = -131072, kMatchingLevel = 1, kMinMatch = 7;
 constexpr std::size_t kZstdMagicBytes = 4;
 
 enum class PlaneCoding : std::uint8_t { kStored = 0, kZstd = 1, kConstant = 2 };
@@ -59,7 +62,9 @@ Result<PlaneEntry> read_plane_entry(const std::byte* from, bool top) {
 std::size_t fifteen_sixteenths(std::size_t bytes) { return bytes - bytes / 16 - (bytes % 16 != 0 ? 1 : 0); }
 
 // Bytes of scratch besides zstd's contexts: planes, one more for the differences, sums and reference row.
-std::size_t buffer_bytes(const TensorShape& shape) { return shape.bytes() + shape.elements() + 5 * shape.channels() + 1; }
+std::size_t buffer_bytes(const TensorShape& shape) {
+  return shape.bytes() + shape.elements() + 5 * shape.channels() + 1;
+}
 
 // One per thread, kept from call to call: making zstd contexts costs more than coding a section.
 class Scratch {
@@ -76,12 +81,16 @@ class Scratch {
     }
     return bytes_.get();
   }
-  ZSTD_CCtx* encoder() {
-    if (!encoder_) {
-      encoder_.reset(ZSTD_createCCtx());
-      FIRN_CHECK(encoder_ != nullptr);
-      FIRN_CHECK(!ZSTD_isError(ZSTD_CCtx_setParameter(encoder_.get(), ZSTD_c_compressionLevel, kZstdLevel)));
-    }
+  ZSTD_CCtx* encoder(bool matching) {
+    if (!encoder_) encoder_.reset(ZSTD_createCCtx());
+    FIRN_CHECK(encoder_ != nullptr);
+    const auto set = [this](ZSTD_cParameter parameter, int value) {
+      return !ZSTD_isError(ZSTD_CCtx_setParameter(encoder_.get(), parameter, value));
+    };
+    FIRN_CHECK(set(ZSTD_c_minMatch, kMinMatch));
+    // A release of zstd without this parameter codes a little worse, and its frames are as good as any.
+    const bool literals = set(ZSTD_c_literalCompressionMode, ZSTD_ps_enable);
+    FIRN_CHECK(set(ZSTD_c_compressionLevel, matching || !literals ? kMatchingLevel : kLiteralsOnlyLevel));
     return encoder_.get();
   }
   ZSTD_DCtx* decoder() {
@@ -110,7 +119,7 @@ PlaneEntry encode_plane(Scratch& scratch, std::span<const std::uint8_t> plane, b
     return {.coding = PlaneCoding::kConstant, .value = plane[0]};
   const std::size_t limit = std::min(fifteen_sixteenths(plane.size()), out.size());
   if (!repeats && estimate_bits_x256(plane) / (8 * 256) > limit) return {};
-  const std::size_t bytes = ZSTD_compress2(scratch.encoder(), out.data(), limit, plane.data(), plane.size());
+  const std::size_t bytes = ZSTD_compress2(scratch.encoder(repeats), out.data(), limit, plane.data(), plane.size());
   if (ZSTD_isError(bytes)) return {};  // it did not fit into the limit
   return {.coding = PlaneCoding::kZstd, .encoded_bytes = static_cast<std::uint32_t>(bytes)};
 }
@@ -158,7 +167,7 @@ std::size_t LosslessCodec::scratch_bytes(const ExtentShape& shape) const {
                             .dim = std::max(shape.kv.head_dim, shape.kv.value_dim),
                             .element_bytes = bytes_of(shape.kv.dtype),
                             .token_count = shape.block_count * kBlockTokens};
-  return buffer_bytes(largest) + ZSTD_estimateCCtxSize(kZstdLevel) + ZSTD_estimateDCtxSize();
+  return buffer_bytes(largest) + ZSTD_estimateCCtxSize(kMatchingLevel) + ZSTD_estimateDCtxSize();
 }
 
 ExactCodec::Encoded LosslessCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
