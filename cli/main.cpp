@@ -85,7 +85,11 @@ int run_firn(int argc, char** argv) {
     };
   });
   firn::cli::add_config_command(app, action);
+  firn::cli::add_demo_command(app, action);
   firn::cli::add_doctor_command(app, action);
+  firn::cli::add_run_command(app, action);
+  firn::cli::add_simulate_command(app, action);
+  firn::cli::add_trace_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {  // --help comes this way too, as code 0

@@ -205,17 +205,6 @@ Result<std::string> read_file(const std::string& path) {
   return std::move(text).str();
 }
 
-std::map<std::string, std::string> firn_environment() {
-  std::map<std::string, std::string> found;
-  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-    const std::string_view text = *entry;
-    const std::size_t equals = text.find('=');
-    if (text.starts_with("FIRN_") && equals != std::string_view::npos)
-      found.emplace(text.substr(0, equals), text.substr(equals + 1));
-  }
-  return found;
-}
-
 bool was_set(const LoadedConfig& loaded, std::string_view key) {
   for (const ConfigSetting& setting : loaded.settings)
     if (setting.key == key) return setting.origin.kind != ConfigOrigin::Kind::kDefault;
@@ -257,6 +246,8 @@ Status validate(const Config& config) {
   if (pool.max_step_tokens > config.max_sequence_tokens)
     problems.add("pool.max_step_tokens", fmt::format("{} is more than max_sequence_tokens {}", pool.max_step_tokens,
                                                      config.max_sequence_tokens));
+  if (config.device == "none" && config.host.budget_bytes != 0)
+    problems.add("host.budget", "device none has no bytes to store; write off, or another device");
   return problems.status();
 }
 
@@ -272,6 +263,17 @@ Result<LoadedConfig> load_config(const ConfigInput& input) {
     loaded.settings[i].value = format_value(settings_table()[i], loaded.config);
   loaded.warnings = find_warnings(loaded);
   return loaded;
+}
+
+std::map<std::string, std::string> firn_environment() {
+  std::map<std::string, std::string> found;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const std::size_t equals = text.find('=');
+    if (text.starts_with("FIRN_") && equals != std::string_view::npos)
+      found.emplace(text.substr(0, equals), text.substr(equals + 1));
+  }
+  return found;
 }
 
 Result<LoadedConfig> load_config_file(const std::string& path, const std::vector<ConfigInput::Override>& overrides) {

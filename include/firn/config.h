@@ -86,6 +86,8 @@ FIRN_API Result<LoadedConfig> load_config(const ConfigInput& input);
 // The file with this process's environment. An empty path: no file.
 FIRN_API Result<LoadedConfig> load_config_file(const std::string& path,
                                                const std::vector<ConfigInput::Override>& overrides = {});
+// This process's variables that begin with FIRN_.
+FIRN_API std::map<std::string, std::string> firn_environment();
 // Cross-field checks, before anything is allocated; load_config has run them.
 FIRN_API Status validate(const Config& config);
 FIRN_API std::string config_schema_json();  // configs/schema.json, from the one definition table

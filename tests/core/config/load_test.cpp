@@ -44,7 +44,7 @@ TEST(LoadConfig, WithoutAnySourceGivesTheDefaults) {
 
 TEST(LoadConfig, ReadsEverySettingIntoItsOwnField) {
   const Config config = load(file(R"(
-device: none
+device: cpu
 threads: 3
 mode: opportunistic
 pool: {budget: 1MiB, staging: 64KiB, max_step_tokens: 17}
@@ -57,7 +57,7 @@ max_sequence_tokens: 4096
 metadata: {budget: 3MiB}
 )"))
                             .config;
-  EXPECT_EQ(config.device, "none");
+  EXPECT_EQ(config.device, "cpu");
   EXPECT_EQ(config.threads, 3u);
   EXPECT_EQ(config.mode, "opportunistic");
   EXPECT_EQ(config.pool.budget_bytes, 1u << 20);
@@ -174,6 +174,11 @@ TEST(LoadConfig, ChecksFieldsAgainstEachOther) {
             "pool.staging: 1MiB leaves no room for slots in pool.budget 1MiB; lower it or write auto");
   EXPECT_EQ(failure(file("max_sequence_tokens: 64\n")),
             "pool.max_step_tokens: 256 is more than max_sequence_tokens 64");
+}
+
+TEST(LoadConfig, DeviceNoneHasNoHostTier) {
+  EXPECT_EQ(failure(file("device: none\nhost: {budget: 1GiB}\n")),
+            "host.budget: device none has no bytes to store; write off, or another device");
 }
 
 TEST(LoadConfig, WarnsOfWhatIsLegalAndUseless) {

@@ -1,0 +1,9 @@
+// embedded.h: files of this repository that the program carries with it.
+#pragma once
+
+namespace firn::cli {
+extern const char* const kPersuasion;  // examples/texts/
+extern const char* const kMoby;
+extern const char* const kOpticks;
+extern const char* const kDemoConfig;  // configs/demo.yaml
+}  // namespace firn::cli

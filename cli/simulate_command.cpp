@@ -1,0 +1,166 @@
+// firn simulate: what a deployment would do with a trace. --bookkeeping counts hits without any clock.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/text.h"
+#include "cli/trace_flags.h"
+#include "sim/bookkeeping.h"
+
+namespace firn::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// One line on a terminal, rewritten a few times a second; nothing where stderr is a file. Also notices Ctrl-C.
+class ProgressLine {
+ public:
+  ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), shown_(start_) {
+    std::signal(SIGINT, [](int) { interrupted = 1; });
+  }
+  ~ProgressLine() {
+    if (terminal_ && any_) fmt::print(stderr, "\r\033[K");
+    std::signal(SIGINT, SIG_DFL);
+  }
+  bool operator()(const sim::Progress& progress) {
+    const Clock::time_point now = Clock::now();
+    if (terminal_ && now - shown_ > std::chrono::milliseconds(200)) show(progress, now);
+    return interrupted == 0;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void show(const sim::Progress& progress, Clock::time_point now) {
+    shown_ = now;
+    any_ = true;
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    const double done = progress.packed_size == 0
+                            ? 0
+                            : static_cast<double>(progress.packed_read) / static_cast<double>(progress.packed_size);
+    fmt::print(stderr, "\r\033[K{:3.0f} %  {} requests, {:.0f} a second, simulated {:.1f} min, {:.0f} s to go",
+               100 * done, grouped(progress.requests), static_cast<double>(progress.requests) / seconds,
+               static_cast<double>(progress.time_ns) / 6e10, done > 0 ? seconds * (1 - done) / done : 0);
+    std::fflush(stderr);
+  }
+  bool terminal_, any_ = false;
+  Clock::time_point start_, shown_;
+};
+
+struct Arguments {
+  TraceFlags trace;
+  bool bookkeeping = false;
+  std::string policy = "lru", json;
+  std::uint32_t capacity_blocks = 0;
+  std::vector<std::uint32_t> tiers;
+};
+
+double share(std::uint64_t part, std::uint64_t all) {
+  return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all);
+}
+
+Json to_json(const Arguments& arguments, const sim::BookkeepingOptions& options, const sim::BookkeepingResult& result) {
+  const sim::Counts& counts = result.counts;
+  Json bad = Json::array();
+  for (const sim::BadLine& line : result.bad_lines) bad.push_back({{"line", line.line}, {"why", line.why}});
+  return {{"trace", arguments.trace.path},
+          {"policy", options.policy},
+          {"tiers", options.tier_blocks},
+          {"block_tokens", result.block_tokens},
+          {"complete", result.complete},
+          {"requests", counts.requests},
+          {"blocks", counts.blocks},
+          {"access_hits", counts.access_hits},
+          {"member_hits", counts.member_hits},
+          {"prefix_hits", counts.prefix_hits},
+          {"hit_tokens", counts.hit_tokens},
+          {"input_tokens", counts.input_tokens},
+          {"promotions", counts.promotions},
+          {"demotions", counts.demotions},
+          {"drops", counts.drops},
+          {"tier_hits", counts.tier_hits},
+          {"prefix_ratio", share(counts.prefix_hits, counts.blocks)},
+          {"token_ratio", share(counts.hit_tokens, counts.input_tokens)},
+          {"access_ratio", share(counts.access_hits, counts.blocks)},
+          {"bad_line_count", result.bad_line_count},
+          {"bad_lines", bad}};
+}
+
+void print_text(const sim::BookkeepingOptions& options, const sim::BookkeepingResult& result) {
+  const sim::Counts& counts = result.counts;
+  fmt::print("{} requests, {} blocks of {} tokens, policy {}{}\n", grouped(counts.requests), grouped(counts.blocks),
+             result.block_tokens, options.policy, result.complete ? "" : " (stopped early)");
+  fmt::print("prefix hits   {:>12}  {:6.2f} % of the blocks: the leading run, which saves prefill\n",
+             grouped(counts.prefix_hits), 100 * share(counts.prefix_hits, counts.blocks));
+  fmt::print("hit tokens    {:>12}  {:6.2f} % of the input tokens\n", grouped(counts.hit_tokens),
+             100 * share(counts.hit_tokens, counts.input_tokens));
+  fmt::print("member hits   {:>12}  {:6.2f} %: resident at lookup, wherever\n", grouped(counts.member_hits),
+             100 * share(counts.member_hits, counts.blocks));
+  fmt::print("access hits   {:>12}  {:6.2f} %: what object-cache simulators count\n", grouped(counts.access_hits),
+             100 * share(counts.access_hits, counts.blocks));
+  for (std::size_t i = 0; options.tier_blocks.size() > 1 && i < options.tier_blocks.size(); ++i)
+    fmt::print("tier {}        {:>12}  hits in {} blocks\n", i + 1, grouped(counts.tier_hits[i]),
+               grouped(options.tier_blocks[i]));
+  fmt::print("moves         {} promotions, {} demotions, {} drops\n", grouped(counts.promotions),
+             grouped(counts.demotions), grouped(counts.drops));
+}
+
+int write_json(const std::string& where, const Json& json) {
+  if (where == "-") {
+    fmt::print("{}\n", json.dump(2));
+    return kExitOk;
+  }
+  std::ofstream file(where);
+  file << json.dump(2) << '\n';
+  if (!file.flush()) return fail(Status(Code::kIo, where + ": cannot be written"));
+  return kExitOk;
+}
+
+int run_bookkeeping(Arguments& arguments) {
+  if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
+  sim::BookkeepingOptions options;
+  options.policy = arguments.policy;
+  options.tier_blocks = arguments.tiers;
+  if (options.tier_blocks.empty() && arguments.capacity_blocks != 0)
+    options.tier_blocks.push_back(arguments.capacity_blocks);
+  const Result<sim::BookkeepingResult> result = [&] {
+    ProgressLine progress;
+    return sim::run_bookkeeping(arguments.trace.path, arguments.trace.options, options, std::ref(progress));
+  }();
+  if (!result.ok()) return fail(result.status());
+  report_bad_lines(arguments.trace.path, result->bad_line_count, result->bad_lines, result->out_of_order);
+  if (!arguments.json.empty()) return write_json(arguments.json, to_json(arguments, options, *result));
+  print_text(options, *result);
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_simulate_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("simulate", "what a deployment would do with a recorded trace");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_option("--trace", arguments->trace.path, "trace file: plain, gzip or zstd; - is stdin")->required();
+  arguments->trace.add_to(*command);
+  command->add_flag("--bookkeeping", arguments->bookkeeping, "count hits only: no clock, no bytes, no pinning");
+  command->add_option("--policy", arguments->policy, "eviction policy; docs/policies.md lists them")->type_name("NAME");
+  command->add_option("--capacity-blocks", arguments->capacity_blocks, "blocks of the one tier")->type_name("N");
+  command->add_option("--tiers", arguments->tiers, "blocks of each tier, the fastest first: 10000,40000")
+      ->delimiter(',')
+      ->type_name("N,N");
+  command->add_option("--json", arguments->json, "write the result there; - is stdout")->type_name("FILE");
+  command->callback([arguments, &action] {
+    if (!arguments->bookkeeping) throw CLI::RequiredError("--bookkeeping");
+    action = [arguments] { return run_bookkeeping(*arguments); };
+  });
+}
+
+}  // namespace firn::cli
