@@ -66,6 +66,7 @@ class FrameTable {
   }
 
  private:
+  friend struct ManagerTestPeer;
   std::vector<Frame> frames_;
   FrameId free_ = FrameId::kNone;
   std::uint32_t count_ = 0;

@@ -14,16 +14,13 @@
 
 namespace firn::test {
 
-#define ASSERT_OK(...)                                  \
-  do {                                                  \
-    const ::firn::Status ok_status = (__VA_ARGS__);     \
-    ASSERT_TRUE(ok_status.ok()) << ok_status.message(); \
-  } while (false)
-#define EXPECT_OK(...)                                  \
-  do {                                                  \
-    const ::firn::Status ok_status = (__VA_ARGS__);     \
-    EXPECT_TRUE(ok_status.ok()) << ok_status.message(); \
-  } while (false)
+// The status is in the failure's text; more can be streamed after it.
+inline testing::AssertionResult is_ok(const Status& status) {
+  if (status.ok()) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << to_string(status.code()) << ": " << status.message();
+}
+#define ASSERT_OK(...) ASSERT_TRUE(::firn::test::is_ok(__VA_ARGS__))
+#define EXPECT_OK(...) EXPECT_TRUE(::firn::test::is_ok(__VA_ARGS__))
 
 inline ModelSpec small_model(std::uint32_t layers = 4, std::uint32_t kv_heads = 1, std::uint32_t head_dim = 64) {
   ModelSpec model;

@@ -1,0 +1,614 @@
+// What goes wrong: no memory, no room below, frames that were damaged, a device that is slow or refuses. Each failure
+// leaves the manager as it was, says why, and the next call works.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <thread>
+
+#include "firn/thread_pool.h"
+#include "tests/core/manager/hand_device.h"
+#include "tests/core/manager/test_peer.h"
+#include "tests/core/manager/toy_engine.h"
+
+namespace firn::test {
+namespace {
+
+constexpr std::uint32_t kQueryHeads = 2;
+
+ModelSpec toy_model() {
+  ModelSpec model = small_model(2, 1, 32);
+  model.groups[0].query_heads = kQueryHeads;
+  return model;
+}
+
+// Slots for so many blocks, with staging for one split and workspace beside them.
+Config tiered(std::uint32_t blocks, std::uint64_t host_bytes, bool worker = false) {
+  const ModelSpec model = toy_model();
+  Config config;
+  config.device = "cpu";
+  config.threads = 1;
+  config.protect.sinks = 4;
+  config.protect.recent = 16;
+  config.pool.max_step_tokens = 16;
+  config.pool.staging_bytes = kSplitTokens * model.groups[0].kv.token_bytes();
+  config.pool.budget_bytes = config.pool.staging_bytes + blocks * model.block_bytes() + (20u << 10);
+  config.host.budget_bytes = host_bytes;
+  config.host.huge_pages = false;
+  config.mover.worker = worker;
+  config.max_sequences = 8;
+  config.max_sequence_tokens = 8192;
+  return config;
+}
+
+// Computes what begin() did not find. The first status that is not ok ends it.
+Status compute(Manager& manager, ToyEngine& engine, SeqId seq, const Tokens& tokens) {
+  for (std::uint32_t at = manager.token_count(seq); at < tokens.size();) {
+    const std::uint32_t count = std::min<std::uint32_t>(16, static_cast<std::uint32_t>(tokens.size()) - at);
+    auto allocated = manager.allocate(seq, count);
+    if (!allocated.ok() && allocated.status().code() == Code::kUnavailable) {
+      FIRN_TRY(manager.wait_room(seq, count));
+      allocated = manager.allocate(seq, count);
+    }
+    if (!allocated.ok()) return allocated.status();
+    FIRN_TRY(engine.append(seq, tokens, at, count));
+    FIRN_TRY(manager.commit(seq, std::span(tokens).subspan(at, count)));
+    at += count;
+  }
+  return {};
+}
+
+// What must not change when a call fails.
+struct Snapshot {
+  explicit Snapshot(const Manager& manager, std::span<const SeqId> seqs) {
+    const Stats stats = manager.stats();
+    numbers = {stats.slots_free, stats.slots_cached,   stats.slots_live,     stats.blocks,    stats.frames,
+               stats.sequences,  stats.metadata_bytes, stats.copy_on_writes, stats.evictions, stats.duplicate_blocks};
+    for (const SeqId seq : seqs) {
+      tables.push_back(table(manager, seq));
+      lengths.push_back(manager.token_count(seq));
+    }
+  }
+  std::vector<std::uint64_t> numbers;
+  std::vector<Slots> tables;
+  std::vector<std::uint32_t> lengths;
+  bool operator==(const Snapshot&) const = default;
+};
+
+// --- no memory ---
+
+TEST(NoMemory, EveryChargeOfCreateMayFail) {
+  const ModelSpec model = toy_model();
+  ThreadPool threads(1);
+  HandDevice device(threads);
+  const Manager::Environment environment{&threads, &device, {}};
+  std::uint64_t charges = 0;
+  for (std::uint64_t nth = 1; nth < 100; ++nth) {
+    const auto manager = ManagerTestPeer::create_failing(tiered(16, 4u << 20), model, environment, nth);
+    if (manager.ok()) {
+      EXPECT_EQ(broken(**manager), "");
+      break;
+    }
+    ++charges;
+    EXPECT_EQ(manager.status().code(), Code::kNoSpace) << manager.status().message();
+    EXPECT_NE(manager.status().message().find("budget"), std::string::npos) << manager.status().message();
+    EXPECT_EQ(device.regions, 0) << "charge " << nth << " left a region behind";
+  }
+  EXPECT_GE(charges, 5u) << "metadata, workspace, staging, pool, and the host tier's";
+  EXPECT_LT(charges, 20u) << "and with the last of them it succeeds";
+}
+
+TEST(NoMemory, EveryAllocationOfTheDeviceMayBeRefused) {
+  const ModelSpec model = toy_model();
+  ThreadPool threads(1);
+  HandDevice device(threads);
+  const Manager::Environment environment{&threads, &device, {}};
+  int refused = 0;
+  for (int nth = 1; nth < 100; ++nth) {
+    device.refuse_allocation = nth;
+    {
+      const auto manager = Manager::create(tiered(16, 4u << 20), model, environment);
+      if (manager.ok()) break;
+      ++refused;
+      EXPECT_EQ(manager.status().code(), Code::kNoSpace) << manager.status().message();
+    }
+    EXPECT_EQ(device.regions, 0) << "refusal " << nth << " left a region behind";
+  }
+  EXPECT_EQ(refused, 3) << "workspace, staging and pool";
+  device.refuse_allocation = 0;
+  EXPECT_EQ(device.regions, 0);
+}
+
+TEST(NoMemory, BudgetsThatHoldNothingAreRefusedByName) {
+  const ModelSpec model = toy_model();
+  const auto refused = [&](const Config& config, const char* setting) {
+    const auto manager = Manager::create(config, model);
+    ASSERT_FALSE(manager.ok()) << setting;
+    EXPECT_NE(manager.status().message().find(setting), std::string::npos) << manager.status().message();
+  };
+  Config config = tiered(16, 4u << 20);
+  config.pool.budget_bytes = 64u << 10;
+  config.protect.recent = 256;
+  refused(config, "pool.budget");
+  config = tiered(16, 4u << 20);
+  config.host.budget_bytes = 64u << 10;
+  refused(config, "host.budget");
+  config = tiered(16, 4u << 20);
+  config.metadata_budget_bytes = 64u << 10;
+  refused(config, "metadata.budget");
+  config = tiered(16, 4u << 20);
+  config.device = "none";
+  refused(config, "host.budget");
+  config = tiered(16, 4u << 20);
+  config.host.placement = "node:1000";
+  refused(config, "1000");
+}
+
+TEST(NoMemory, AChargeThatFailsLaterChangesNothingAndTheNextCallWorks) {
+  const ModelSpec model = toy_model();
+  const auto manager = make_manager(tiered(40, 4u << 20), model);
+  ASSERT_TRUE(manager);
+  ToyEngine engine(*manager, kQueryHeads);
+  Ledger& ledger = ManagerTestPeer::ledger(*manager);
+  const Tokens tokens = distinct(100, 0);
+  const auto begun = manager->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager, engine, begun->seq, tokens));
+  const std::vector<SeqId> seqs = {begun->seq};
+
+  const auto fails = [&](const char* what, auto call) {
+    const Snapshot before(*manager, seqs);
+    ledger.fail_charge(1);
+    const Status status = call();
+    ledger.fail_charge(0);
+    EXPECT_EQ(status.code(), Code::kNoSpace) << what << ": " << status.message();
+    EXPECT_TRUE(Snapshot(*manager, seqs) == before) << what << " left something behind";
+    EXPECT_EQ(broken(*manager), "") << what;
+  };
+  fails("begin", [&] { return manager->begin(tokens).status(); });
+  fails("fork", [&] { return manager->fork(begun->seq).status(); });
+  fails("allocate", [&] { return manager->allocate(begun->seq, 400).status(); });
+
+  const auto child = manager->fork(begun->seq);
+  ASSERT_TRUE(child.ok()) << child.status().message();
+  fails("a copy-on-write that also grows", [&] { return manager->allocate(*child, 400).status(); });
+  EXPECT_TRUE(manager->allocate(*child, 400).ok());
+  EXPECT_TRUE(manager->begin(tokens).ok());
+  EXPECT_EQ(broken(*manager), "");
+}
+
+TEST(NoMemory, SequencesThatOutgrowTheMetadataBudgetAreRefused) {
+  Config config = bookkeeping(400);
+  config.max_sequences = 64;
+  {
+    const auto probe = make_manager(config);
+    ASSERT_TRUE(probe);
+    config.metadata_budget_bytes = probe->stats().metadata_bytes + (16u << 10);
+  }
+  const auto manager = make_manager(config);
+  ASSERT_TRUE(manager);
+  std::vector<SeqId> seqs;
+  Status status;
+  while (status.ok() && seqs.size() < 64) {
+    const auto begun = manager->begin(distinct(1000, static_cast<TokenId>(1000 * seqs.size())));
+    status = begun.status();
+    if (begun.ok()) seqs.push_back(begun->seq);
+  }
+  EXPECT_EQ(status.code(), Code::kNoSpace);
+  EXPECT_NE(status.message().find("metadata.budget"), std::string::npos) << status.message();
+  EXPECT_GT(seqs.size(), 0u);
+  EXPECT_LE(manager->stats().metadata_bytes, config.metadata_budget_bytes);
+  EXPECT_OK(manager->free(seqs.back()));
+  EXPECT_TRUE(manager->begin(distinct(900, -1000)).ok()) << "what was freed can be had again";
+  EXPECT_EQ(broken(*manager), "");
+}
+
+TEST(NoMemory, ACopyOnWriteThatTheDeviceRefusesChangesNothing) {
+  const ModelSpec model = toy_model();
+  ThreadPool threads(1);
+  HandDevice device(threads);
+  const auto manager = make_manager(tiered(16, 4u << 20), model, {&threads, &device, {}});
+  ASSERT_TRUE(manager);
+  ToyEngine engine(*manager, kQueryHeads);
+  const Tokens tokens = distinct(40, 0);
+  const auto begun = manager->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager, engine, begun->seq, tokens));
+  const auto child = manager->fork(begun->seq);
+  ASSERT_TRUE(child.ok());
+  const std::vector<SeqId> seqs = {begun->seq, *child};
+  const Snapshot before(*manager, seqs);
+  device.refuse_copy = true;
+  EXPECT_EQ(manager->allocate(*child, 20).status().code(), Code::kIo);
+  EXPECT_TRUE(Snapshot(*manager, seqs) == before);
+  EXPECT_EQ(broken(*manager), "");
+  device.refuse_copy = false;
+  EXPECT_TRUE(manager->allocate(*child, 20).ok());
+}
+
+// --- no room below ---
+
+TEST(HostTierTooSmall, ASequenceLongerThanBothIsRefusedAndEarlierOnesAreSound) {
+  const ModelSpec model = toy_model();
+  for (const bool worker : {false, true}) {
+    SCOPED_TRACE(worker ? "worker" : "pump");
+    Config config = tiered(12, 192u << 10, worker);
+    config.host.codec = "raw";
+    const auto manager = make_manager(config, model);
+    ASSERT_TRUE(manager);
+    ToyEngine engine(*manager, kQueryHeads);
+    const Tokens tokens = distinct(4000, 0);
+    const auto begun = manager->begin(tokens);
+    ASSERT_TRUE(begun.ok());
+    const Status status = compute(*manager, engine, begun->seq, tokens);
+    EXPECT_EQ(status.code(), Code::kNoSpace) << status.message();
+    EXPECT_NE(status.message().find("host.budget"), std::string::npos) << status.message();
+    const std::uint32_t committed = manager->token_count(begun->seq);
+    EXPECT_GT(committed, 12 * kBlockTokens) << "the host tier held a part";
+    EXPECT_LT(committed, 4000u);
+    EXPECT_GT(manager->stats().frames_refused, 0u);
+    EXPECT_EQ(broken(*manager), "");
+    EXPECT_TRUE(engine.attend(begun->seq, tokens, committed - 1, 1).ok());
+    EXPECT_OK(manager->free(begun->seq));
+    ASSERT_OK(manager->wait_idle());
+    const Tokens other = distinct(100, 9000);
+    const auto next = manager->begin(other);
+    ASSERT_TRUE(next.ok());
+    EXPECT_OK(compute(*manager, engine, next->seq, other)) << "room that was freed is room";
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
+// Frames far smaller than the tables were sized for: records run out before bytes do.
+TEST(HostTierTooSmall, MoreBlocksThanRecordsEvictsFramesAndGoesOn) {
+  const ModelSpec model = toy_model();
+  const auto manager = make_manager(tiered(24, 8u << 20), model);
+  ASSERT_TRUE(manager);
+  constexpr int kSequences = 600;
+  const std::vector<float> zeros(std::size_t{16} * 32);
+  const auto address = reinterpret_cast<DeviceAddress>(zeros.data());
+  for (int i = 0; i < kSequences; ++i) {
+    const Tokens tokens = distinct(257, 1000 * i);
+    const auto begun = manager->begin(tokens);
+    ASSERT_TRUE(begun.ok()) << begun.status().message();
+    for (std::uint32_t at = 0; at < 257; at += 16) {
+      const std::uint32_t count = std::min(16u, 257 - at);
+      ASSERT_OK(manager->wait_room(begun->seq, count));
+      ASSERT_TRUE(manager->allocate(begun->seq, count).ok());
+      const StepRows rows{begun->seq, 0, count, at};
+      for (std::uint32_t layer = 0; layer < 2; ++layer)
+        ASSERT_TRUE(manager->append(layer, std::span(&rows, 1), address, address).ok());
+      ASSERT_OK(manager->commit(begun->seq, std::span(tokens).subspan(at, count)));
+    }
+    ASSERT_OK(manager->free(begun->seq));
+    ASSERT_OK(manager->wait_idle());
+    if (i % 20 == 0) {
+      ASSERT_EQ(broken(*manager), "") << "sequence " << i;
+    }
+  }
+  const Stats stats = manager->stats();
+  EXPECT_GT(stats.host_evictions, 0u);
+  EXPECT_EQ(stats.frames_failed, 0u);
+  EXPECT_GE(stats.blocks, ManagerTestPeer::pool(*manager).block_capacity() - 16) << "records ran out, not bytes";
+  EXPECT_EQ(manager->match_prefix(distinct(257, 1000 * (kSequences - 1))).tokens, 256u) << "the latest is still there";
+  int gone = 0, remembered = 0;
+  for (int i = 0; i < kSequences; ++i) {
+    const PrefixMatch match = manager->match_prefix(distinct(257, 1000 * i));
+    gone += match.tokens == 0;
+    remembered += match.first_miss == MissReason::kEvictedHost;
+  }
+  EXPECT_GT(gone, 10);
+  EXPECT_GT(remembered, gone / 2);
+}
+
+// --- damaged frames ---
+
+class Damaged : public testing::Test {
+ protected:
+  // A sequence in the host tier and nowhere else.
+  void SetUp() override {
+    manager_ = make_manager(tiered(40, 4u << 20), toy_model());
+    ASSERT_TRUE(manager_);
+    engine_.emplace(*manager_, kQueryHeads);
+    const auto begun = manager_->begin(tokens_);
+    ASSERT_TRUE(begun.ok());
+    ASSERT_OK(compute(*manager_, *engine_, begun->seq, tokens_));
+    const auto out = engine_->attend(begun->seq, tokens_, 499, 1);
+    ASSERT_TRUE(out.ok());
+    expected_ = *out;
+    ASSERT_OK(manager_->free(begun->seq));
+    ASSERT_OK(manager_->wait_idle());
+    ASSERT_TRUE(manager_->empty_pool(0x11).ok());
+    const auto again = manager_->begin(tokens_);
+    ASSERT_TRUE(again.ok());
+    ASSERT_EQ(again->match.tokens_on_host, 496u);
+    seq_ = again->seq;
+  }
+
+  // The engine's way out of kCorrupt, as manager.h gives it.
+  void recover() {
+    const std::uint32_t usable = manager_->usable_tokens(seq_);
+    ASSERT_LT(usable, 496u);
+    EXPECT_EQ(manager_->allocate(seq_, 4).status().code(), Code::kCorrupt);
+    ASSERT_OK(manager_->rewind(seq_, usable));
+    EXPECT_EQ(broken(*manager_), "");
+    ASSERT_OK(compute(*manager_, *engine_, seq_, tokens_));
+    const auto out = engine_->attend(seq_, tokens_, 499, 1);
+    ASSERT_TRUE(out.ok()) << out.status().message();
+    EXPECT_EQ(*out, expected_) << "computed again, it is what it was";
+    EXPECT_EQ(manager_->usable_tokens(seq_), 500u);
+  }
+
+  const Tokens tokens_ = distinct(500, 0);
+  std::unique_ptr<Manager> manager_;
+  std::optional<ToyEngine> engine_;
+  std::vector<float> expected_;
+  SeqId seq_ = SeqId::kNone;
+};
+
+TEST_F(Damaged, AttendSaysSoAndTheEngineComputesTheRest) {
+  ASSERT_GT(ManagerTestPeer::damage_frames(*manager_, 10), 3u);
+  Result<std::vector<float>> out = std::vector<float>{};
+  // Rows that are allocated: the last committed ones.
+  out = engine_->attend(seq_, tokens_, 490, 6);
+  ASSERT_FALSE(out.ok());
+  EXPECT_EQ(out.status().code(), Code::kCorrupt) << out.status().message();
+  EXPECT_NE(out.status().message().find("usable_tokens"), std::string::npos) << out.status().message();
+  EXPECT_EQ(broken(*manager_), "");
+  EXPECT_GT(manager_->stats().frames_failed, 0u);
+  for (int i = 0; i < 20 && !engine_->attend(seq_, tokens_, 490, 6).ok(); ++i) EXPECT_EQ(broken(*manager_), "");
+  recover();
+}
+
+TEST_F(Damaged, APromotionThatFailsIsAMissWithItsReason) {
+  ASSERT_GT(ManagerTestPeer::damage_frames(*manager_, 10), 3u);
+  const auto ticket = manager_->prefetch(seq_);
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_OK(manager_->wait(*ticket));
+  EXPECT_EQ(broken(*manager_), "");
+  EXPECT_GT(manager_->stats().frames_failed, 0u);
+  EXPECT_EQ(manager_->stats().blocks_promoted, 0u) << "no damaged byte reaches a slot that can be found";
+  EXPECT_EQ(manager_->usable_tokens(seq_), 0u);
+  EXPECT_EQ(manager_->match_prefix(tokens_).tokens, 0u);
+  EXPECT_EQ(manager_->match_prefix(tokens_).first_miss, MissReason::kLoadFailed);
+  recover();
+}
+
+TEST_F(Damaged, AForkOfALostSequenceIsLostInTheSamePlace) {
+  ASSERT_GT(ManagerTestPeer::damage_frames(*manager_, 10), 3u);
+  const auto ticket = manager_->prefetch(seq_);
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_OK(manager_->wait(*ticket));
+  const auto child = manager_->fork(seq_);
+  ASSERT_TRUE(child.ok());
+  EXPECT_EQ(manager_->usable_tokens(*child), manager_->usable_tokens(seq_));
+  EXPECT_OK(manager_->free(*child));
+  EXPECT_EQ(broken(*manager_), "");
+  recover();
+  EXPECT_OK(manager_->free(seq_));
+  ASSERT_OK(manager_->wait_idle());
+  EXPECT_EQ(broken(*manager_), "");
+}
+
+// --- cancelling ---
+
+TEST(Cancel, QueuedPromotionsAreDroppedAndMayBeAskedForAgain) {
+  const ModelSpec model = toy_model();
+  const auto manager = make_manager(tiered(40, 4u << 20), model);
+  ASSERT_TRUE(manager);
+  ToyEngine engine(*manager, kQueryHeads);
+  const Tokens tokens = distinct(400, 0);
+  const auto begun = manager->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager, engine, begun->seq, tokens));
+  ASSERT_OK(manager->free(begun->seq));
+  ASSERT_OK(manager->wait_idle());
+  ASSERT_TRUE(manager->empty_pool(0).ok());
+  const auto again = manager->begin(tokens);
+  ASSERT_TRUE(again.ok());
+
+  const auto ticket = manager->prefetch(again->seq);
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_NE(*ticket, Ticket::kNone);
+  EXPECT_FALSE(manager->done(*ticket));
+  ASSERT_OK(manager->cancel(*ticket));
+  EXPECT_TRUE(manager->done(*ticket));
+  ASSERT_OK(manager->cancel(*ticket)) << "cancelling is idempotent";
+  ASSERT_OK(manager->cancel(Ticket::kNone));
+  EXPECT_EQ(manager->pump(), 0u);
+  EXPECT_EQ(manager->stats().blocks_promoted, 0u);
+  EXPECT_EQ(broken(*manager), "");
+
+  const auto second = manager->prefetch(again->seq);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(manager->pump(1), 1u) << "one is done, the others are cancelled";
+  ASSERT_OK(manager->cancel(*second));
+  const std::uint64_t some = manager->stats().blocks_promoted;
+  EXPECT_GT(some, 0u);
+  const auto third = manager->prefetch(again->seq);
+  ASSERT_TRUE(third.ok());
+  ASSERT_OK(manager->wait(*third));
+  EXPECT_EQ(manager->stats().blocks_promoted, 24u);
+  for (const SlotId slot : manager->block_table(again->seq)) EXPECT_NE(slot, SlotId::kNone);
+  EXPECT_EQ(*manager->prefetch(again->seq), Ticket::kNone) << "nothing is left to bring";
+  EXPECT_EQ(broken(*manager), "");
+}
+
+TEST(Cancel, APromotionThatFoundNoSlotMayBeAskedForAgain) {
+  const ModelSpec model = toy_model();
+  const auto manager = make_manager(tiered(12, 4u << 20), model);
+  ASSERT_TRUE(manager);
+  ToyEngine engine(*manager, kQueryHeads);
+  const Tokens tokens = distinct(150, 0), other = distinct(120, 5000);
+  const auto begun = manager->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager, engine, begun->seq, tokens));
+  ASSERT_OK(manager->free(begun->seq));
+  ASSERT_OK(manager->wait_idle());
+  ASSERT_TRUE(manager->empty_pool(0).ok());
+  const auto again = manager->begin(tokens);
+  ASSERT_TRUE(again.ok());
+  const auto ticket = manager->prefetch(again->seq);
+  ASSERT_TRUE(ticket.ok());
+  // Before anything has moved, another sequence takes the slots.
+  const auto greedy = manager->begin(other);
+  ASSERT_TRUE(greedy.ok());
+  ASSERT_TRUE(manager->allocate(greedy->seq, static_cast<std::uint32_t>(manager->stats().slots_free) * 16).ok());
+  ASSERT_OK(manager->wait(*ticket));
+  EXPECT_EQ(manager->stats().blocks_promoted, 0u);
+  EXPECT_EQ(broken(*manager), "");
+  ASSERT_OK(manager->free(greedy->seq));
+  const auto second = manager->prefetch(again->seq);
+  ASSERT_TRUE(second.ok());
+  ASSERT_OK(manager->wait(*second));
+  EXPECT_EQ(manager->stats().blocks_promoted, 9u);
+}
+
+// --- a slow device ---
+
+// One row into layer 0 of the sequence's next token: work for the device that nobody waits for.
+Status submit_rows(Manager& manager, SeqId seq) {
+  const std::vector<float> row(32);
+  const StepRows rows{seq, 0, 1, manager.token_count(seq)};
+  const auto address = reinterpret_cast<DeviceAddress>(row.data());
+  return manager.append(0, std::span(&rows, 1), address, address).status();
+}
+
+class Fences : public testing::Test {
+ protected:
+  Status append_without_waiting(SeqId seq, const Tokens& tokens) {
+    const auto allocated = manager_->allocate(seq, static_cast<std::uint32_t>(tokens.size()));
+    if (!allocated.ok()) return allocated.status();
+    FIRN_TRY(submit_rows(*manager_, seq));
+    return manager_->commit(seq, tokens);
+  }
+
+  void make(std::uint32_t blocks, bool worker) {
+    manager_ = make_manager(tiered(blocks, 4u << 20, worker), toy_model(), {&threads_, &device_, {}});
+    ASSERT_TRUE(manager_);
+    engine_.emplace(*manager_, kQueryHeads);
+  }
+
+  ThreadPool threads_{1};
+  HandDevice device_{threads_};
+  std::unique_ptr<Manager> manager_;
+  std::optional<ToyEngine> engine_;
+};
+
+TEST_F(Fences, SlotsOfAFreedSequenceAreReusedOnlyAfterItsFence) {
+  make(10, false);
+  const auto usable = static_cast<std::uint32_t>(manager_->stats().slots_total);
+  const Tokens tokens = distinct(40, 0);
+  const auto begun = manager_->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager_, *engine_, begun->seq, tokens));
+  const Slots held = table(*manager_, begun->seq);
+  device_.by_hand = true;
+  const auto other = manager_->begin(distinct(10, 5000));
+  ASSERT_TRUE(other.ok());
+  ASSERT_TRUE(manager_->allocate(other->seq, 10).ok());
+  ASSERT_OK(submit_rows(*manager_, other->seq));
+  const Fence fence = device_.last();
+  ASSERT_FALSE(device_.passed(fence));
+  ASSERT_OK(manager_->free(begun->seq, fence));
+  EXPECT_EQ(manager_->token_count(begun->seq), 0u) << "the sequence itself is gone";
+  EXPECT_GE(manager_->stats().slots_in_flight, held.size());
+  EXPECT_EQ(broken(*manager_), "");
+
+  // Everything else can be had, those three not: not even as victims of eviction.
+  ASSERT_TRUE(manager_->allocate(other->seq, (usable - 3) * 16 - 10).ok());
+  for (const std::uint32_t slot : table(*manager_, other->seq))
+    EXPECT_EQ(std::count(held.begin(), held.end(), slot), 0) << "slot " << slot << " is still being read";
+  const auto refused = manager_->allocate(other->seq, (usable - 3) * 16 - 10 + 16);
+  EXPECT_EQ(refused.status().code(), Code::kUnavailable) << "later, not never: " << refused.status().message();
+  EXPECT_EQ(manager_->wait_room(other->seq, (usable - 2) * 16 - 10, 1'000'000).code(), Code::kUnavailable);
+  EXPECT_EQ(manager_->match_prefix(tokens).tokens, 32u) << "its blocks may be found meanwhile";
+  EXPECT_EQ(manager_->reset().code(), Code::kUnavailable);
+
+  device_.complete();
+  EXPECT_OK(manager_->wait_room(other->seq, (usable - 2) * 16 - 10));
+  ASSERT_TRUE(manager_->allocate(other->seq, usable * 16 - 10).ok());
+  EXPECT_EQ(manager_->stats().slots_in_flight, 0u);
+  EXPECT_EQ(broken(*manager_), "");
+}
+
+TEST_F(Fences, WaitRoomWaitsForThePassingOfAFence) {
+  for (const bool worker : {false, true}) {
+    SCOPED_TRACE(worker ? "worker" : "pump");
+    manager_.reset();
+    make(8, worker);
+    device_.by_hand = true;
+    const auto begun = manager_->begin(distinct(200, 0));
+    ASSERT_TRUE(begun.ok());
+    const auto total = static_cast<std::uint32_t>(manager_->stats().slots_total) * 16;
+    ASSERT_TRUE(manager_->allocate(begun->seq, total).ok());
+    ASSERT_OK(submit_rows(*manager_, begun->seq));
+    ASSERT_OK(manager_->free(begun->seq, device_.last()));
+    const auto next = manager_->begin(distinct(200, 5000));
+    ASSERT_TRUE(next.ok());
+    std::thread later([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      device_.complete();
+    });
+    EXPECT_OK(manager_->wait_room(next->seq, 100));
+    EXPECT_TRUE(manager_->allocate(next->seq, 100).ok());
+    later.join();
+    EXPECT_EQ(broken(*manager_), "");
+  }
+}
+
+TEST_F(Fences, NothingIsStoredBeforeItsBytesAreWritten) {
+  make(40, false);
+  device_.by_hand = true;
+  const Tokens tokens = distinct(300, 0);
+  const auto begun = manager_->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(append_without_waiting(begun->seq, tokens));
+  EXPECT_EQ(manager_->pump(), 0u) << "pump() does not wait for the device";
+  EXPECT_EQ(manager_->stats().frames_stored, 0u);
+  EXPECT_EQ(manager_->wait_idle(1'000'000).code(), Code::kUnavailable);
+  EXPECT_EQ(broken(*manager_), "");
+  device_.complete();
+  EXPECT_GT(manager_->pump(), 0u) << "what waited is still queued";
+  EXPECT_GT(manager_->stats().frames_stored, 0u);
+  EXPECT_OK(manager_->wait_idle());
+  EXPECT_EQ(broken(*manager_), "");
+}
+
+TEST_F(Fences, TheWorkerEndsThoughTheDeviceDoesNotAnswer) {
+  make(40, true);
+  device_.by_hand = true;
+  const Tokens tokens = distinct(300, 0);
+  const auto begun = manager_->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(append_without_waiting(begun->seq, tokens));
+  EXPECT_EQ(manager_->wait_idle(1'000'000).code(), Code::kUnavailable);
+  EXPECT_EQ(manager_->stats().frames_stored, 0u);
+  manager_.reset();  // hangs if the worker waits for ever
+}
+
+TEST_F(Fences, ADeviceThatIsLostDropsWhatWaitsForIt) {
+  for (const bool worker : {false, true}) {
+    SCOPED_TRACE(worker ? "worker" : "pump");
+    HandDevice device(threads_);
+    const auto manager = make_manager(tiered(40, 4u << 20, worker), toy_model(), {&threads_, &device, {}});
+    ASSERT_TRUE(manager);
+    device.by_hand = true;
+    const Tokens tokens = distinct(300, 0);
+    const auto begun = manager->begin(tokens);
+    ASSERT_TRUE(begun.ok());
+    ASSERT_TRUE(manager->allocate(begun->seq, 300).ok());
+    ASSERT_OK(submit_rows(*manager, begun->seq));
+    ASSERT_OK(manager->commit(begun->seq, tokens));
+    device.lose();
+    const Status status = manager->wait_idle();
+    EXPECT_TRUE(status.ok() || status.code() == Code::kIo) << status.message();
+    EXPECT_EQ(manager->stats().frames_stored, 0u);
+    EXPECT_GT(manager->stats().frames_failed, 0u);
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
+}  // namespace
+}  // namespace firn::test
