@@ -144,6 +144,7 @@ Status ManagerImpl::size_pool() {
         std::min(kSequenceAllowanceBytes,
                  (config_.max_sequences + 1) * sequence_bytes(config_.max_sequence_tokens + kBlockTokens));
   ledger_ = std::make_unique<Ledger>(budget, config_.host.budget_bytes, config_.metadata_budget_bytes);
+  if (fail_charge_ != 0) ledger_->fail_charge(fail_charge_);
   FIRN_TRY(charge_metadata());
 
   pool_ = std::make_unique<BlockPool>(slot_count, block_count);
@@ -204,6 +205,7 @@ Status ManagerImpl::make_host_tier() {
                     "raise it",
                     format_bytes(config_.host.budget_bytes), host_->capabilities().max_frame_bytes,
                     kMaxExtentBlocks * kBlockTokens, codec_->bound(shape)));
+  fixed_host_bytes_ = ledger_->spent(Budget::kHost);
   return {};
 }
 
@@ -242,6 +244,9 @@ Stats ManagerImpl::stats() const {
     s.slots_cold += block.refs != 0 && block.candidate;
     s.slots_in_flight += block.in_flight != 0;
   }
+  for (const Deferred& deferred : deferred_)
+    for (const BlockId id : deferred.blocks)
+      s.slots_in_flight += pool_->block(id).slot != SlotId::kNone && pool_->block(id).refs == 1;
   s.blocks = pool_->block_count();
   s.frames = frames_->count();
   s.sequences = sequences_.size();

@@ -179,12 +179,15 @@ class ManagerImpl final : public Manager {
   void press_cold();  // partial groups too: somebody needs the room
   bool queue_piece(std::span<const BlockId> blocks);
   bool moving() const { return !stores_.empty() || !loads_.empty() || running_ != 0; }
+  // Something is under way after which more slots may be available.
+  bool may_free_slots() const { return moving() || !deferred_.empty(); }
   bool run_one(Lock& lock, bool background);  // lets go of the lock; false: nothing queued
   void run_store(Lock& lock, const Job& job, bool background);
   void run_load(Lock& lock, const Job& job);
   Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes);
   void finish(Ticket ticket);
   void worker();
+  Status wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
   ExtentShape extent_shape(std::uint32_t blocks) const;
   FrameLabel label_of(const Frame& frame) const;
   template <class Ready>
@@ -208,6 +211,8 @@ class ManagerImpl final : public Manager {
   std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
   std::vector<Ledger::Charge> charges_;
   std::uint64_t fixed_metadata_bytes_ = 0;
+  std::uint64_t fixed_host_bytes_ = 0;  // all of the host budget is taken at creation
+  std::uint64_t fail_charge_ = 0;       // tests of create(): which of its charges fails
   struct Chunk {
     Region region;
     std::uint32_t slots = 0;

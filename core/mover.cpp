@@ -169,6 +169,8 @@ Status ManagerImpl::cancel(Ticket ticket) {
 bool ManagerImpl::run_one(Lock& lock, bool background) {
   std::deque<Job>& queue = loads_.empty() ? stores_ : loads_;  // somebody waits for a load
   if (queue.empty()) return false;
+  // What the device is still writing stays queued: waiting is for calls named wait_* and for the worker.
+  if (loads_.empty() && !device_->timeline().passed(stores_.front().fence)) return false;
   const Job job = queue.front();
   queue.pop_front();
   ++running_;
@@ -192,12 +194,34 @@ std::size_t ManagerImpl::pump(std::size_t max_jobs) {
 }
 
 void ManagerImpl::worker() {
+  constexpr std::int64_t kSliceNs = 20'000'000;
   Lock lock(mutex_);
-  for (;;) {
-    work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
-    if (stop_) return;
-    run_one(lock, /*background=*/true);
+  while (!stop_) {
+    if (run_one(lock, /*background=*/true)) continue;
+    if (stores_.empty()) {
+      work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
+    } else {  // in slices: neither loads nor the destructor wait for a device that is slow
+      wait_fence(lock, stores_.front().fence, kSliceNs).ok();
+    }
   }
+}
+
+// Lets go of the lock. A device that is lost finishes nothing: what waits for it is dropped and counted.
+Status ManagerImpl::wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns) {
+  const Fence waited = fence;  // the queue that it is in may change meanwhile
+  lock.unlock();
+  Status status = device_->timeline().wait(waited, timeout_ns);
+  lock.lock();
+  if (status.code() != Code::kIo) return status;
+  for (const Job& job : stores_) {
+    ++counters_.frames_failed;
+    for (std::uint8_t i = 0; i < job.count; ++i)
+      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
+        block.store_queued = false;
+  }
+  stores_.clear();
+  moved_.notify_all();
+  return status;
 }
 
 // Room for a frame in the host tier, at the expense of frames that no live sequence needs.
@@ -250,11 +274,8 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   if (reservation.ok()) {
     lock.unlock();
     encode.out = reservation->bytes();
-    status = device_->timeline().wait(job.fence);
-    if (status.ok()) {
-      codec_->encode({&encode, 1}, background ? nullptr : threads_);
-      status = encode.status;
-    }
+    codec_->encode({&encode, 1}, background ? nullptr : threads_);
+    status = encode.status;
     lock.lock();
     while (status.ok() && frames_->full())
       if (!evict_frame()) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
@@ -383,18 +404,29 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
 
 template <class Ready>
 Status ManagerImpl::wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready) {
+  using std::chrono::steady_clock;
+  constexpr auto kFencePoll = std::chrono::milliseconds(5);
   // A far future that the clock can still add to.
-  const auto deadline = std::chrono::steady_clock::now() +
-                        std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, 1'000'000'000'000'000));
-  while (!ready()) {
-    if (!worker_.joinable()) {
-      if (!run_one(lock, /*background=*/false)) break;  // nothing left that could change the answer
-      continue;
+  const auto deadline =
+      steady_clock::now() + std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, 1'000'000'000'000'000));
+  for (;;) {
+    run_deferred();
+    if (ready()) return {};
+    if (!worker_.joinable() && run_one(lock, /*background=*/false)) continue;
+    const std::int64_t left_ns =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - steady_clock::now()).count();
+    if (left_ns <= 0) return Status(Code::kUnavailable, fmt::format("{}: {} ms went by", what, timeout_ns / 1'000'000));
+    if (worker_.joinable() && moving()) {
+      // Nobody tells when a fence passes.
+      moved_.wait_until(lock, deferred_.empty() ? deadline : std::min(deadline, steady_clock::now() + kFencePoll));
+    } else if (!stores_.empty()) {
+      FIRN_TRY(wait_fence(lock, stores_.front().fence, left_ns).with_context(what));
+    } else if (!deferred_.empty()) {
+      FIRN_TRY(wait_fence(lock, deferred_.front().fence, left_ns).with_context(what));
+    } else {
+      return {};  // nothing left that could change the answer
     }
-    if (moved_.wait_until(lock, deadline) == std::cv_status::timeout && !ready())
-      return Status(Code::kUnavailable, fmt::format("{}: {} ms went by", what, timeout_ns / 1'000'000));
   }
-  return {};
 }
 
 Status ManagerImpl::wait(Ticket ticket, std::int64_t timeout_ns) {
@@ -410,16 +442,14 @@ Status ManagerImpl::wait_idle(std::int64_t timeout_ns) {
 Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t timeout_ns) {
   Lock lock(mutex_);
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
-  const auto fits = [&] {
-    run_deferred();
-    return blocks_needed(*seq, seq->tokens.size() + new_tokens).slots() <= available_slots();
-  };
+  const auto fits = [&] { return blocks_needed(*seq, seq->tokens.size() + new_tokens).slots() <= available_slots(); };
+  run_deferred();
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
   for (int round = 0; round < 3; ++round) {
     if (fits()) return {};
     press_cold();
-    if (!moving()) break;
-    FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return fits() || !moving(); }));
+    if (!may_free_slots()) break;
+    FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return fits() || !may_free_slots(); }));
   }
   if (fits()) return {};
   return Status(

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/manager_impl.h"
 
@@ -259,7 +260,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   if (plan.chunk_limit == 0 && wanted != 0)
     plan.blocked =
         plan.chunk_limit_moved != 0
-            ? Status(Code::kUnavailable, "cold blocks are on their way to the host: pump() or wait_room()")
+            ? Status(Code::kUnavailable, "blocks are on their way to the host or behind a fence: pump() or wait_room()")
             : Status(Code::kNoSpace, fmt::format("all {} slots are held by live sequences; free one or raise "
                                                  "pool.budget",
                                                  pool_->slot_count() - 1));
@@ -326,10 +327,10 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   if (need.slots() > available_slots()) {
     ++counters_.allocations_refused;
     press_cold();
-    if (moving())
+    if (may_free_slots())
       return Status(Code::kUnavailable,
-                    fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way "
-                                "to the host: pump() or wait_room(), then again",
+                    fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way to the host, or "
+                                "the fence of a freed sequence has not passed: pump() or wait_room(), then again",
                                 need.slots(), available_slots()));
     return Status(
         Code::kNoSpace,
@@ -340,31 +341,28 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   FIRN_TRY(reserve_tokens(*seq, total));
 
   std::vector<CopyOrder> orders;
-  const std::uint32_t had = static_cast<std::uint32_t>(seq->blocks.size());
+  const std::uint32_t had = static_cast<std::uint32_t>(seq->blocks.size()), tail = seq->committed_blocks();
+  BlockId copied = BlockId::kNone;  // held until nothing can fail any more
   const auto undo = [&] {
     while (seq->blocks.size() > had) {
       const BlockId last = seq->blocks.back();
       seq->blocks.pop_back();
-      release(last, true, true);
+      release(last, /*hot=*/true, /*forget=*/true);
     }
+    if (copied == BlockId::kNone) return;
+    release(std::exchange(seq->blocks[tail], copied), is_hot(*seq, tail), /*forget=*/true);
   };
   if (need.copy) {
-    const std::uint32_t tail = seq->committed_blocks(),
-                        tokens = static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
+    const std::uint32_t tokens = static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
     const BlockId from = seq->blocks[tail];
     FIRN_ASSIGN(const BlockId to, make_block(*seq, tail));
-    const SlotId from_slot = pool_->block(from).slot;
+    add_ref(to, is_hot(*seq, tail));
     if (const Status status = copy_block(from, to, tokens); !status.ok()) {
-      add_ref(to, false);
-      release(to, false, true);
+      release(to, is_hot(*seq, tail), /*forget=*/true);
       return status;
     }
-    orders.push_back({from_slot, pool_->block(to).slot, tokens});
-    ++counters_.copy_on_writes;
-    const bool hot = is_hot(*seq, tail);
-    add_ref(to, hot);
-    seq->blocks[tail] = to;
-    release(from, hot, false);
+    orders.push_back({pool_->block(from).slot, pool_->block(to).slot, tokens});
+    copied = std::exchange(seq->blocks[tail], to);
   }
   for (std::uint32_t i = 0; i < need.blocks; ++i) {
     const Result<BlockId> made = make_block(*seq, static_cast<std::uint32_t>(seq->blocks.size()));
@@ -372,8 +370,12 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
       undo();
       return made.status();
     }
-    add_ref(*made, is_hot(*seq, static_cast<std::uint32_t>(seq->blocks.size())));
+    add_ref(*made, /*hot=*/true);  // it is behind the committed tokens
     seq->blocks.push_back(*made);
+  }
+  if (copied != BlockId::kNone) {
+    ++counters_.copy_on_writes;
+    release(copied, is_hot(*seq, tail), /*forget=*/false);
   }
   return orders;
 }

@@ -43,8 +43,20 @@ Violations ManagerImpl::verify() const {
     if (seq->hot_first != wanted)
       fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
            seq->tokens.size(), wanted);
-    if (seq->tokens.size() > seq->blocks.size() * kBlockTokens)
+    if (seq->tokens.size() > seq->blocks.size() * kBlockTokens) {
       fail("sequence {}: {} tokens in {} blocks", number, seq->tokens.size(), seq->blocks.size());
+      continue;
+    }
+    // The names of its blocks, from its tokens.
+    Key key{};
+    for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i) {
+      key = namespaces_[seq->name_space].chain.next(
+          key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+      if (index(seq->blocks[i]) >= pool_->block_capacity()) continue;
+      const Block& block = pool_->block(seq->blocks[i]);
+      if (block.key != key && !block.lost)
+        fail("block {}: its key is not that of its tokens in sequence {}", index(seq->blocks[i]), number);
+    }
   }
   for (const Deferred& deferred : deferred_) {
     count(deferred.blocks, deferred.hot_first);
@@ -182,6 +194,11 @@ Violations ManagerImpl::verify() const {
   spent(Account::kStaging, staging_.bytes);
   spent(Account::kWorkspace, workspace_.bytes);
   spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes);
+  if (ledger_->spent(Budget::kHost) != fixed_host_bytes_)
+    fail("ledger: {} bytes spent of the host budget, {} were taken for the tier", ledger_->spent(Budget::kHost),
+         fixed_host_bytes_);
+  if (host_)
+    if (const Status status = host_->verify(); !status.ok()) fail("{}", status.message());
   for (const Budget budget : {Budget::kDevice, Budget::kHost, Budget::kMetadata})
     if (ledger_->spent(budget) > ledger_->limit(budget))
       fail("ledger: the {} budget of {} bytes is overspent: {}", to_string(budget), ledger_->limit(budget),
