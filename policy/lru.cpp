@@ -10,9 +10,6 @@
 // which puts suffixes in front of the prefixes they depend on, without anybody keeping a tree. The lists are doubly
 // linked through two arrays indexed by BlockId, so that a block in the middle leaves in O(1), with three sentinels
 // behind the last id. 13 bytes per id, allocated once.
-#include <fmt/format.h>
-
-#include <array>
 #include <limits>
 #include <vector>
 
@@ -122,8 +119,6 @@ class LruPolicy final : public EvictionPolicy {
   std::vector<std::uint8_t> flags_;
 };
 
-constexpr std::array<std::string_view, 1> kNames = {"lru"};
-
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity) {
@@ -131,13 +126,5 @@ std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity) {
   FIRN_CHECK(capacity < std::numeric_limits<std::uint32_t>::max() - kLists);
   return std::make_unique<LruPolicy>(capacity);
 }
-
-Result<std::unique_ptr<EvictionPolicy>> make_policy(std::string_view name, std::uint32_t capacity) {
-  if (name == "lru") return make_lru_policy(capacity);
-  return Status(Code::kInvalidArgument,
-                fmt::format("eviction: there is no policy \"{}\"; there are: {}", name, fmt::join(kNames, ", ")));
-}
-
-std::span<const std::string_view> policy_names() { return kNames; }
 
 }  // namespace firn

@@ -30,6 +30,8 @@ struct BlockFacts {
   std::uint8_t priority = 35;  // 0 to 100, the engine's own mark
   bool live = false;           // some live sequence still reads it (it is cold there)
   bool has_copy = false;       // the tier below holds its bytes: evicting it loses nothing
+  std::uint64_t key_hash =
+      0;  // names its tokens; same tokens, same name. 0: unknown, and rules with a memory have none
 };
 
 enum class Access : std::uint8_t {
@@ -52,7 +54,9 @@ class FIRN_API EvictionPolicy {
   virtual std::string_view name() const = 0;
   virtual void on_insert(const BlockFacts& facts, Instant now) = 0;    // becomes a candidate
   virtual void on_access(BlockId id, Access access, Instant now) = 0;  // ignored if not a candidate
-  virtual void on_remove(BlockId id) = 0;                              // pinned or freed; ignored if not a candidate
+  // A block that is not here was asked for and will be inserted: told before victims() makes room for it.
+  virtual void on_miss(std::uint64_t /*key_hash*/, Instant) {}
+  virtual void on_remove(BlockId id) = 0;  // pinned or freed; ignored if not a candidate
   // Best victims first, at most out.size(); how many. They stay candidates until on_remove.
   virtual std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) = 0;
   virtual std::size_t candidates() const = 0;
@@ -62,7 +66,8 @@ class FIRN_API EvictionPolicy {
 // them; within each in order of insertion, which for a freed sequence is tail first, so that a prefix outlives its
 // suffix. capacity: ids are below it. Everything is O(1); memory is allocated here and never again.
 FIRN_API std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity);
-// By name, for configuration: "lru". kInvalidArgument lists the names there are.
+// By name, for configuration; docs/policies.md says what each does. kInvalidArgument lists the names there are. Memory
+// is allocated here, once more when the first block with a copy below comes, and for names that a rule remembers.
 FIRN_API Result<std::unique_ptr<EvictionPolicy>> make_policy(std::string_view name, std::uint32_t capacity);
 FIRN_API std::span<const std::string_view> policy_names();
 

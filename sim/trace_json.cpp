@@ -1,0 +1,154 @@
+// trace_json.cpp: Mooncake's and Qwen's lines, one JSON object each.
+//
+// Mooncake: timestamp in ms, 512 tokens a block unless a line says otherwise: with n ids, input_length lies in
+// ((n - 1) * block, n * block] (the last, partly filled block has an id) or input_length / block == n (it has none).
+// Qwen: timestamp in s, 16 tokens a block, chat_id and parent_chat_id name turns of a session.
+#include <fmt/format.h>
+
+#include <array>
+#include <cmath>
+#include <functional>
+#include <optional>
+#include <unordered_map>
+
+#include "sim/json_scan.h"
+#include "sim/trace_formats.h"
+
+namespace firn::sim {
+namespace {
+
+struct Line {
+  double timestamp = -1;
+  std::optional<double> input, output;
+  std::int64_t chat = -1, parent = -1;
+};
+
+class JsonLinesReader final : public TraceReader {
+ public:
+  JsonLinesReader(const std::string& path, const TraceOptions& options, LineSource lines)
+      : TraceReader(path, options), lines_(std::move(lines)) {
+    block_tokens_ = options.block_tokens;
+    if (block_tokens_ == 0 && options.format == TraceFormat::kQwen) block_tokens_ = 16;
+  }
+  TraceFormat format() const override { return options_.format; }
+  std::uint64_t packed_read() const override { return lines_.source().packed_read(); }
+  std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
+
+ private:
+  Result<bool> do_next(TraceRequest& request) override {
+    std::string_view text;
+    while (true) {
+      FIRN_ASSIGN(const bool more, lines_.next(text));
+      if (!more) return false;
+      if (text.find_first_not_of(" \t") == std::string_view::npos) continue;
+      std::string why = lines_.truncated() ? "the line is longer than 64 MiB" : parse(text, request);
+      if (why.empty()) return true;
+      FIRN_TRY(bad(lines_.line_number(), std::move(why)));
+    }
+  }
+
+  std::string parse(std::string_view text, TraceRequest& request) {
+    Line line;
+    request.blocks.clear();
+    request.session = 0;
+    request.turn = 0;
+    JsonScanner scan(text);
+    std::string_view key;
+    if (!scan.begin_object()) return "not a JSON object";
+    while (scan.next_key(key))
+      if (!member(scan, key, line, request))
+        return fmt::format("\"{}\" is not what it should be, at byte {}", key, scan.offset());
+    if (scan.failed() || !scan.at_end()) return fmt::format("not JSON at byte {}", scan.offset());
+    return finish(line, request);
+  }
+
+  bool member(JsonScanner& scan, std::string_view key, Line& line, TraceRequest& request) {
+    const auto count = [&scan](std::optional<double>& value) {
+      value = 0;
+      return scan.number(*value);
+    };
+    const auto id = [&scan](std::int64_t& value) {
+      double number = 0;
+      if (!scan.number(number) || !(std::abs(number) < 9e15)) return false;
+      value = static_cast<std::int64_t>(number);
+      return true;
+    };
+    if (key == "timestamp") return scan.number(line.timestamp);
+    if (key == "input_length") return count(line.input);
+    if (key == "output_length") return count(line.output);
+    if (key == "hash_ids") return ids(scan, request.blocks);
+    if (key == "chat_id" && scan.peek() != '"') return id(line.chat);
+    if (key == "parent_chat_id" && scan.peek() != '"') return id(line.parent);
+    if (key == "session_id" && scan.peek() == '"') {
+      std::string_view name;
+      if (!scan.string(name)) return false;
+      request.session = std::hash<std::string_view>()(name) | 1;
+      return true;
+    }
+    if (key == "turn" && scan.peek() >= '0' && scan.peek() <= '9') {
+      std::uint64_t turn = 0;
+      if (!scan.integer(turn)) return false;
+      request.turn = static_cast<std::uint32_t>(turn);
+      return true;
+    }
+    return scan.skip();
+  }
+
+  static bool ids(JsonScanner& scan, std::vector<std::uint64_t>& blocks) {
+    if (!scan.begin_array()) return false;
+    std::uint64_t id = 0;
+    while (scan.next_element()) {
+      if (!scan.integer(id)) return false;
+      blocks.push_back(id);
+    }
+    return !scan.failed();
+  }
+
+  std::string finish(const Line& line, TraceRequest& request) {
+    const double unit_ns = options_.format == TraceFormat::kQwen ? 1e9 : 1e6;
+    if (!(line.timestamp >= 0 && line.timestamp * unit_ns < 9e18)) return "\"timestamp\" is missing or no time";
+    if (!line.input || !(*line.input >= 0 && *line.input <= kMaxTokens))
+      return "\"input_length\" is missing or no length";
+    const double output = line.output.value_or(0);
+    if (!(output >= 0 && output <= kMaxTokens)) return "\"output_length\" is no length";
+    request.time_ns = std::llround(line.timestamp * unit_ns);
+    request.input_tokens = static_cast<std::uint32_t>(*line.input);
+    request.output_tokens = static_cast<std::uint32_t>(output);
+    if (line.chat >= 0) name_session(line, request);
+    if (request.blocks.empty()) return "";
+    if (block_tokens_ == 0) block_tokens_ = guess_block_tokens(request);
+    const std::uint64_t n = request.blocks.size(), tokens = request.input_tokens;
+    if (n > (tokens + block_tokens_ - 1) / block_tokens_ || n < tokens / block_tokens_)
+      return fmt::format("{} block ids for {} tokens do not go with {} tokens a block", n, tokens, block_tokens_);
+    return "";
+  }
+
+  // The power of two that fits: 16 to 4,096.
+  static std::uint32_t guess_block_tokens(const TraceRequest& request) {
+    const std::uint64_t n = request.blocks.size(), tokens = request.input_tokens;
+    for (const std::uint32_t size : {512u, 64u, 16u, 32u, 128u, 256u, 1024u, 2048u, 4096u})
+      if (n >= tokens / size && n <= (tokens + size - 1) / size) return size;
+    return 512;
+  }
+
+  // A turn belongs to its parent's session. Only the last turns are remembered, so that memory stays bounded.
+  void name_session(const Line& line, TraceRequest& request) {
+    constexpr std::size_t kMost = 1u << 20;
+    const auto parent = line.parent >= 0 ? sessions_.find(line.parent) : sessions_.end();
+    request.session = parent != sessions_.end() ? parent->second : static_cast<std::uint64_t>(line.chat) + 1;
+    if (sessions_.size() >= kMost) sessions_.clear();
+    sessions_[line.chat] = request.session;
+  }
+
+  LineSource lines_;
+  std::unordered_map<std::int64_t, std::uint64_t> sessions_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<TraceReader>> open_json_lines(const std::string& path, const TraceOptions& options,
+                                                     LineSource lines) {
+  return std::unique_ptr<TraceReader>(new JsonLinesReader(path, options, std::move(lines)));
+}
+
+}  // namespace firn::sim
