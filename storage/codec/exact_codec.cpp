@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -12,6 +13,8 @@
 
 namespace firn {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "elements go into frames as they lie in memory");
 
 // Sections of a layer: keys, then values.
 constexpr std::uint32_t kTensors = 2;
