@@ -37,7 +37,8 @@ class ExactCodec : public Codec {
 
 std::unique_ptr<Codec> make_raw_codec();
 std::unique_ptr<Codec> make_lossless_codec();
-// Scratch that lossless keeps for the calling thread right now: never more than scratch_bytes of the largest shape so far.
+// Scratch that lossless keeps for the calling thread right now: never more than scratch_bytes of the largest shape so
+// far.
 std::size_t lossless_scratch_held();
 
 }  // namespace firn
