@@ -1,0 +1,15 @@
+// shaders.h: the SPIR-V of shaders/*.comp, which CMake compiles, validates and embeds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace firn::vk {
+
+struct Shader {
+  const std::uint32_t* words;
+  std::size_t bytes;
+};
+extern const Shader k_append_shader, k_attend_shader, k_copy_shader, k_fill_shader, k_fold_shader;
+
+}  // namespace firn::vk
