@@ -134,12 +134,13 @@ TEST(Ledger, AgreesWithASumUnderRandomCharges) {
 }
 
 TEST(Ledger, ConcurrentChargesNeverPassTheLimit) {
-  constexpr Account kDeviceAccounts[] = {Account::kPool, Account::kStaging, Account::kWorkspace, Account::kArtefact};
+  static constexpr Account kDeviceAccounts[] = {Account::kPool, Account::kStaging, Account::kWorkspace,
+                                                Account::kArtefact};
   Ledger ledger(1000, 1000);
   std::atomic<std::uint64_t> outside{0};  // what the charges of all threads add up to, counted without the ledger
   std::vector<std::thread> threads;
   for (std::uint64_t seed = 1; seed <= 4; ++seed)
-    threads.emplace_back([&ledger, &outside, &kDeviceAccounts, seed] {
+    threads.emplace_back([&ledger, &outside, seed] {
       std::mt19937_64 random(seed);
       for (int i = 0; i < 3000; ++i) {
         Result<Ledger::Charge> charge = ledger.charge(kDeviceAccounts[random() % 4], random() % 400);

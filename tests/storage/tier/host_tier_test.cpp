@@ -189,6 +189,27 @@ TEST(HostTier, StopsTheProgramWhenAHandOutlivesIt) {
   EXPECT_DEATH(die_with_a_reservation(), "in_use_ == published_");
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+TEST(HostTier, LetsTheSanitizerSeeStrayAccessesToAnArena) {
+  const auto write_behind_a_frame = [] {
+    Ledger ledger(0, kMiB);
+    std::unique_ptr<HostTier> tier = std::move(HostTier::create({.budget_bytes = kMiB}, ledger)).value();
+    const MemoryTier::Reservation reservation = tier->reserve(100).value();
+    *(reservation.bytes().data() + 100) = std::byte{1};
+  };
+  const auto read_an_erased_frame = [] {
+    Ledger ledger(0, kMiB);
+    std::unique_ptr<HostTier> tier = std::move(HostTier::create({.budget_bytes = kMiB}, ledger)).value();
+    EXPECT_TRUE(store(*tier, 1, 100).ok());
+    const volatile std::byte* const stale = tier->find(key_of(1)).bytes().data();
+    EXPECT_TRUE(tier->erase(key_of(1)));
+    (void)*stale;
+  };
+  EXPECT_DEATH(write_behind_a_frame(), "use-after-poison");
+  EXPECT_DEATH(read_an_erased_frame(), "use-after-poison");
+}
+#endif
+
 // ---- Nodes
 
 Result<std::unique_ptr<HostTier>> make(Topology& topology, Ledger& ledger, const std::string& placement,
