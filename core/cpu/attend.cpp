@@ -20,6 +20,9 @@ namespace {
 // Below this many bytes of keys and values (or of partial results) waking the other threads costs more than it saves.
 constexpr std::uint64_t kInlineBytes = 32 * 1024;
 
+// Items that a task takes one after the other where there are plenty: the next one's memory is asked for early.
+constexpr std::uint32_t kMaxItemsATask = 8;
+
 std::uint32_t divide_up(std::uint64_t value, std::uint64_t by) {
   return static_cast<std::uint32_t>((value + by - 1) / by);
 }
@@ -36,7 +39,8 @@ struct Plan {
   std::uint64_t partial_rows = 0;
   bool folds_in_place = false;  // some item does not leave partials
   std::uint64_t kv_bytes = 0;   // read by pass 1
-  // Pass 1: tasks are items x head_parts x pair_parts.
+  // Pass 1: tasks are runs of items x head_parts x pair_parts.
+  std::uint32_t items_a_task = 1;
   std::uint32_t heads_a_part = 1, head_parts = 0, pairs_a_part = 1, pair_parts = 0;
   // Pass 2: tasks are tiles x kv_heads.
   std::uint32_t pairs_a_tile = 1, tiles = 0;
@@ -86,6 +90,8 @@ Plan make_plan(const AttendBatch& batch, const std::vector<std::unique_ptr<Atten
     while (plan.heads_a_part > 1 && cells * divide_up(kv_heads, plan.heads_a_part) < wanted)
       plan.heads_a_part = (plan.heads_a_part + 1) / 2;
     plan.head_parts = divide_up(kv_heads, plan.heads_a_part);
+    const std::uint64_t parts = cells * plan.head_parts;
+    plan.items_a_task = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(parts / (2 * wanted), 1, kMaxItemsATask));
   }
   const std::uint64_t pairs = std::uint64_t{batch.row_count} * plan.group;
   const std::uint64_t even = divide_up(pairs * kv_heads, wanted) / 4 * 4;
@@ -94,31 +100,46 @@ Plan make_plan(const AttendBatch& batch, const std::vector<std::unique_ptr<Atten
   return plan;
 }
 
-void attend_partial(const Plan& plan, std::size_t task, AttendScratch& scratch) {
-  const std::uint32_t parts = plan.head_parts * plan.pair_parts;
-  const std::size_t i = task / parts;
-  const AttendItem& item = plan.batch.items[i];
-  if (!leaves_partials(item)) return;
-  const auto part = static_cast<std::uint32_t>(task % parts);
+// The pairs of an item that one part of pass 1 attends; may be none.
+PairTile tile_of_part(const Plan& plan, const AttendItem& item, std::uint32_t part) {
   const std::uint32_t item_end = (item.row + item.row_count) * plan.group;
   PairTile tile;
   tile.kv_head_begin = part / plan.pair_parts * plan.heads_a_part;
   tile.kv_head_end = std::min(tile.kv_head_begin + plan.heads_a_part, plan.batch.shape.kv_heads);
   tile.pair_begin = std::min(item.row * plan.group + part % plan.pair_parts * plan.pairs_a_part, item_end);
   tile.pair_end = std::min(tile.pair_begin + plan.pairs_a_part, item_end);
-  if (tile.slots() == 0) return;
-  attend_split(plan.batch, item, tile, scratch);
+  return tile;
+}
 
+void store_partial(const Plan& plan, std::size_t i, const PairTile& tile, const AttendScratch& scratch) {
   const std::uint32_t value_dim = plan.batch.shape.value_dim;
   std::uint32_t slot = 0;
   for (std::uint32_t head = tile.kv_head_begin; head < tile.kv_head_end; ++head)
     for (std::uint32_t pair = tile.pair_begin; pair < tile.pair_end; ++pair, ++slot) {
-      const std::uint64_t row = std::uint64_t{plan.first_partial[i]} + (pair / plan.group - item.row);
+      const std::uint64_t row = std::uint64_t{plan.first_partial[i]} + (pair / plan.group - plan.batch.items[i].row);
       float* to = plan.accumulator_of(plan.partials, row, head * plan.group + pair % plan.group);
       std::memcpy(to, scratch.values.data() + std::size_t{slot} * padded(value_dim), value_dim * sizeof(float));
       to[value_dim] = scratch.maximum[slot];
       to[value_dim + 1] = scratch.sum[slot];
     }
+}
+
+void attend_partials(const Plan& plan, std::size_t task, AttendScratch& scratch) {
+  const std::uint32_t parts = plan.head_parts * plan.pair_parts;
+  const auto part = static_cast<std::uint32_t>(task % parts);
+  const std::size_t begin = task / parts * plan.items_a_task;
+  const std::size_t end = std::min(begin + plan.items_a_task, plan.batch.items.size());
+  const std::span<const AttendItem> items = plan.batch.items;
+  bool announced = false;
+  for (std::size_t i = begin; i < end; ++i) {
+    const AttendItem* next = i + 1 < end && leaves_partials(items[i + 1]) ? &items[i + 1] : nullptr;
+    const PairTile tile = tile_of_part(plan, items[i], part);
+    if (leaves_partials(items[i]) && tile.slots() != 0) {
+      attend_split(plan.batch, items[i], tile, scratch, {next, announced});
+      store_partial(plan, i, tile, scratch);
+      announced = next != nullptr;
+    }
+  }
 }
 
 // Folds one item into the rows of a tile of one key-value head.
@@ -192,8 +213,9 @@ void attend(const AttendBatch& batch, ThreadPool& threads, const std::vector<std
   if (batch.row_count == 0) return;
   const Plan plan = make_plan(batch, scratch, threads.size());
   if (plan.partial_rows_max != 0) {
-    const std::size_t count = batch.items.size() * plan.head_parts * plan.pair_parts;
-    run(plan, threads, count, plan.kv_bytes < kInlineBytes, attend_partial);
+    const std::size_t runs = divide_up(batch.items.size(), plan.items_a_task);
+    const std::size_t count = runs * plan.head_parts * plan.pair_parts;
+    run(plan, threads, count, plan.kv_bytes < kInlineBytes, attend_partials);
   }
   const std::uint64_t fold_bytes = (plan.partial_rows + batch.row_count) * batch.query_heads * plan.accumulator * 4;
   run(plan, threads, std::size_t{plan.tiles} * batch.shape.kv_heads,

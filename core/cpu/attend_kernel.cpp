@@ -34,7 +34,9 @@ constexpr std::uint32_t kRegs = kLanesOfSums / kLanes;              // registers
 constexpr std::uint32_t kTileTokens = kLanes < 4 ? 1 : kLanes / 4;  // tokens whose lanes fold into one register
 constexpr std::uint32_t kTiles = kLanes < 4 ? 1 : 4;                // such registers that fold into kLanes logits
 constexpr std::uint32_t kMaxRows = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON ? 4 : 2;  // what registers allow
-constexpr std::uint32_t kChunkRegs = 4;  // registers of a value row worked on at a time
+constexpr std::uint32_t kChunkRegs = 4;          // registers of a value row worked on at a time
+constexpr std::uint32_t kMaxStreamedPairs = 16;  // up to here reading takes longer than computing
+constexpr std::uint32_t kStepsAhead = 12;        // heads of blocks asked for ahead
 constexpr float kInfinity = __builtin_inff();
 
 // Rows of one head of one block: token t begins at base + t * stride.
@@ -56,6 +58,20 @@ struct Tail {
                   (dim - whole) * element_bytes);
   }
   Rows rows(std::uint32_t element_bytes) const { return {bytes, kLanesOfSums * element_bytes}; }
+};
+
+// Memory that will be wanted soon. Kernels ask for it line by line between their multiplications: asked for all at
+// once, the requests queue up and everything waits behind them.
+struct Ahead {
+  static constexpr std::uint32_t kLine = 64;
+  const std::byte* from = nullptr;
+  std::uint32_t lines = 0;
+  static HWY_INLINE void ask_for(const std::byte* line) { __builtin_prefetch(line, 0, 2); }
+  // Asks for one of `parts` parts.
+  HWY_INLINE void ask(std::uint32_t part, std::uint32_t parts) const {
+    for (std::uint32_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
+      ask_for(from + line * kLine);
+  }
 };
 
 #if HWY_TARGET == HWY_SCALAR  // one lane a register: the same tree, written out
@@ -117,6 +133,7 @@ struct Keys {
   std::uint32_t token_count;  // 1 to 16; logits of later tokens repeat the last one's and mean nothing
   std::uint32_t steps;        // whole steps of 16 dimensions
   const Tail* tail;           // null where 16 divides head_dim
+  Ahead ahead;
 };
 
 // Unscaled logits of one block for kRows pairs. kSteps: the number of whole steps, 0 where only keys.steps knows.
@@ -127,6 +144,7 @@ HWY_NOINLINE void block_logits(const Keys& keys, const float* const* query, floa
   for (std::uint32_t group = 0; group < keys.token_count; group += kLanes) {
     VF tiles[kRows][kTiles];
     for (std::uint32_t j = 0; j < kTiles; ++j) {
+      keys.ahead.ask((group + j * kTileTokens) / kTileTokens, kBlockTokens / kTileTokens);
       const std::byte* key[kTileTokens];
       const std::byte* tail[kTileTokens] = {};
       for (std::uint32_t b = 0; b < kTileTokens; ++b) {
@@ -149,13 +167,14 @@ HWY_NOINLINE void block_logits(const Keys& keys, const float* const* query, floa
 // acc[r][dimension] += weight[r][token] * value[token][dimension] over tokens [begin, end) of a block, ascending.
 template <Dtype kType, std::uint32_t kRows, std::uint32_t kCount>
 HWY_INLINE void add_chunk(const Rows& values, std::uint32_t begin, std::uint32_t end, const float* const* weights,
-                          float* const* accumulators, std::uint32_t offset) {
+                          float* const* accumulators, std::uint32_t offset, const Ahead& ahead = {}) {
   const DF d;
   VF acc[kRows][kCount];
   for (std::uint32_t r = 0; r < kRows; ++r)
     for (std::uint32_t c = 0; c < kCount; ++c) acc[r][c] = hn::LoadU(d, accumulators[r] + offset + c * kLanes);
   for (std::uint32_t t = begin; t < end; ++t) {
     const std::byte* row = values.row(t);
+    ahead.ask(t, kBlockTokens);
     VF value[kCount];
     for (std::uint32_t c = 0; c < kCount; ++c) value[c] = load_f32<kType>(row + c * kLanes * bytes_of(kType));
     for (std::uint32_t r = 0; r < kRows; ++r) {
@@ -171,6 +190,7 @@ struct Values {
   Rows rows;
   std::uint32_t whole;  // dimensions in whole steps of 16
   const Tail* tail;     // null where 16 divides value_dim
+  Ahead ahead;
 };
 
 template <Dtype kType, std::uint32_t kRows>
@@ -178,9 +198,10 @@ HWY_NOINLINE void add_values(const Values& values, std::uint32_t begin, std::uin
                              float* const* accumulators) {
   constexpr std::uint32_t chunk = kChunkRegs * kLanes;
   std::uint32_t dim = 0;
+  if (values.whole < chunk) values.ahead.ask(0, 1);
   for (; dim + chunk <= values.whole; dim += chunk) {
     const Rows at{values.rows.base + dim * bytes_of(kType), values.rows.stride};
-    add_chunk<kType, kRows, kChunkRegs>(at, begin, end, weights, accumulators, dim);
+    add_chunk<kType, kRows, kChunkRegs>(at, begin, end, weights, accumulators, dim, dim == 0 ? values.ahead : Ahead{});
   }
   for (; dim < values.whole; dim += kLanes) {
     const Rows at{values.rows.base + dim * bytes_of(kType), values.rows.stride};
@@ -203,30 +224,44 @@ HWY_INLINE float fold_lanes(const VF (&acc)[kRegs]) {
   return lanes[0];
 }
 
+// Scales and bends 16 logits and hides those outside [begin, end) as minus infinity; returns the largest so far.
+template <bool kEdge>
+HWY_INLINE VF scale_block(const AttendBatch& batch, float* x, std::uint32_t at, std::uint32_t begin, std::uint32_t end,
+                          VF top) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  for (std::uint32_t t = at; t < at + kLanesOfSums; t += kLanes) {
+    VF logit = hn::Mul(hn::LoadU(d, x + t), hn::Set(d, batch.scale));
+    if (batch.soft_cap != 0) {
+      const VF cap = hn::Set(d, batch.soft_cap);
+      logit = hn::Mul(cap, hn::Tanh(d, hn::Div(logit, cap)));
+    }
+    if (kEdge) {
+      const auto index = hn::Iota(di, static_cast<std::int32_t>(t));
+      const auto visible = hn::And(hn::Gt(index, hn::Set(di, static_cast<std::int32_t>(begin) - 1)),
+                                   hn::Lt(index, hn::Set(di, static_cast<std::int32_t>(end))));
+      logit = hn::IfThenElse(hn::RebindMask(d, visible), logit, hn::Set(d, -kInfinity));
+    }
+    hn::StoreU(logit, d, x + t);
+    top = hn::Max(top, logit);
+  }
+  return top;
+}
+
 // Turns logits into weights exp(logit - maximum) over tokens [begin, end). False: nothing to see there.
 // absent: bit b means that block b takes no part.
 HWY_NOINLINE bool weigh(const AttendBatch& batch, float* x, std::uint32_t begin, std::uint32_t end,
                         std::uint32_t absent, float& maximum, float& sum) {
   const DF d;
-  const hn::RebindToSigned<DF> di;
-  const VF none = hn::Set(d, -kInfinity);
   const std::uint32_t first = begin / kLanesOfSums * kLanesOfSums;
-  VF top = none;
+  VF top = hn::Set(d, -kInfinity);
   for (std::uint32_t block = first; block < end; block += kLanesOfSums) {
-    const bool present = ((absent >> (block / kBlockTokens)) & 1u) == 0;
-    for (std::uint32_t t = block; t < block + kLanesOfSums; t += kLanes) {
-      VF logit = hn::Mul(hn::LoadU(d, x + t), hn::Set(d, batch.scale));
-      if (batch.soft_cap != 0) {
-        const VF cap = hn::Set(d, batch.soft_cap);
-        logit = hn::Mul(cap, hn::Tanh(d, hn::Div(logit, cap)));
-      }
-      const auto index = hn::Iota(di, static_cast<std::int32_t>(t));
-      const auto visible = hn::And(hn::Gt(index, hn::Set(di, static_cast<std::int32_t>(begin) - 1)),
-                                   hn::Lt(index, hn::Set(di, static_cast<std::int32_t>(end))));
-      logit = present ? hn::IfThenElse(hn::RebindMask(d, visible), logit, none) : none;
-      hn::StoreU(logit, d, x + t);
-      top = hn::Max(top, logit);
-    }
+    if (((absent >> (block / kBlockTokens)) & 1u) != 0)
+      std::fill_n(x + block, kLanesOfSums, -kInfinity);
+    else if (block < begin || block + kLanesOfSums > end)
+      top = scale_block<true>(batch, x, block, begin, end, top);
+    else
+      top = scale_block<false>(batch, x, block, begin, end, top);
   }
   maximum = hn::GetLane(hn::MaxOfLanes(d, top));
   sum = 0;
@@ -250,10 +285,14 @@ struct Work {
   const AttendItem& item;
   const PairTile& tile;
   AttendScratch& scratch;
+  const AttendItem* next;
   std::uint32_t block_begin, block_end;  // blocks of the split that some pair sees
-  std::uint32_t absent;
+  std::uint32_t absent;                  // a bit for each block that has no address
+  bool alike;                            // all pairs see the same tokens
+  Ahead ahead{};                         // what the running step asks for
 
   std::uint32_t group() const { return batch.query_heads / batch.shape.kv_heads; }
+  std::uint32_t kv_heads() const { return tile.kv_head_end - tile.kv_head_begin; }
   const BlockView& view(std::uint32_t block) const { return batch.views[item.view + block]; }
   std::uint32_t tokens_in(std::uint32_t block) const {
     return std::min(kBlockTokens, item.token_count - block * kBlockTokens);
@@ -307,7 +346,10 @@ HWY_INLINE void logits_of_slots(Work& work, const Keys& keys, std::uint32_t bloc
 }
 
 // Whether any of the slots sees a token of the block.
-HWY_INLINE bool sees(const AttendScratch& scratch, std::uint32_t slot, std::uint32_t count, std::uint32_t block) {
+HWY_INLINE bool sees(const Work& work, std::uint32_t slot, std::uint32_t count, std::uint32_t block) {
+  if (!work.present(block)) return false;
+  if (work.alike) return true;  // else the block would not lie between block_begin and block_end
+  const AttendScratch& scratch = work.scratch;
   for (std::uint32_t s = slot; s < slot + count; ++s)
     if (scratch.begin[s] < (block + 1) * kBlockTokens && scratch.end[s] > block * kBlockTokens) return true;
   return false;
@@ -321,10 +363,11 @@ void logits_of_blocks(Work& work, std::uint32_t head, std::uint32_t block_begin,
   for (std::uint32_t slot = begin; slot < end; slot += kMaxRows) {
     const std::uint32_t count = std::min(kMaxRows, end - slot);
     for (std::uint32_t block = block_begin; block < block_end; ++block) {
-      if (!work.present(block) || !sees(work.scratch, slot, count, block)) continue;
+      if (!sees(work, slot, count, block)) continue;
       const BlockView& view = work.view(block);
       const Rows rows{pointer(view.k) + std::uint64_t{head} * view.head_stride, view.token_stride};
-      Keys keys{rows, work.tokens_in(block), shape.head_dim / kLanesOfSums, nullptr};
+      Keys keys{rows, work.tokens_in(block), shape.head_dim / kLanesOfSums, nullptr,
+                slot == begin ? work.ahead : Ahead{}};
       if constexpr (kSteps == 0) {
         Tail tail;
         if (shape.head_dim % kLanesOfSums != 0) {
@@ -347,15 +390,15 @@ HWY_INLINE void values_of_rows(const Work& work, const Values& values, std::uint
   std::uint32_t common_begin = 0, common_end = kBlockTokens;
   const std::uint32_t at = block * kBlockTokens;
   for (std::uint32_t r = 0; r < kRows; ++r) {
-    const std::uint32_t s = slot + r;
-    weights[r] = work.scratch.logits.data() + s * kLogitStride + at;
-    accumulators[r] = work.scratch.values.data() + std::size_t{s} * padded(work.batch.shape.value_dim);
-    end[r] = std::clamp(work.scratch.end[s], at, at + kBlockTokens) - at;
-    begin[r] = std::min(std::clamp(work.scratch.begin[s], at, at + kBlockTokens) - at, end[r]);
+    weights[r] = work.scratch.logits.data() + (slot + r) * kLogitStride + at;
+    accumulators[r] = work.scratch.values.data() + std::size_t{slot + r} * padded(work.batch.shape.value_dim);
+    if (r != 0 && work.alike) continue;
+    end[r] = std::clamp(work.scratch.end[slot + r], at, at + kBlockTokens) - at;
+    begin[r] = std::min(std::clamp(work.scratch.begin[slot + r], at, at + kBlockTokens) - at, end[r]);
     common_begin = std::max(common_begin, begin[r]);
     common_end = std::min(common_end, end[r]);
   }
-  if (kRows == 1) return add_values<kType, 1>(values, begin[0], end[0], weights, accumulators);
+  if (kRows == 1 || work.alike) return add_values<kType, kRows>(values, begin[0], end[0], weights, accumulators);
   // Together where all pairs see the tokens, one by one before and after: each chain ascends, and holds nothing unseen.
   const bool together = common_begin < common_end;
   for (std::uint32_t r = 0; r < kRows; ++r) {
@@ -393,10 +436,10 @@ void values_of_blocks(Work& work, std::uint32_t head, std::uint32_t block_begin,
   for (std::uint32_t slot = begin; slot < end; slot += kMaxRows) {
     const std::uint32_t count = std::min(kMaxRows, end - slot);
     for (std::uint32_t block = block_begin; block < block_end; ++block) {
-      if (!work.present(block) || !sees(work.scratch, slot, count, block)) continue;
+      if (!sees(work, slot, count, block)) continue;
       const BlockView& view = work.view(block);
       const Rows rows{pointer(view.v) + std::uint64_t{head} * view.v_head_stride, view.v_token_stride};
-      Values values{rows, dim / kLanesOfSums * kLanesOfSums, nullptr};
+      Values values{rows, dim / kLanesOfSums * kLanesOfSums, nullptr, slot == begin ? work.ahead : Ahead{}};
       if (values.whole == dim) {
         values_of_slots<kType>(work, values, block, slot, count);
         continue;
@@ -409,15 +452,66 @@ void values_of_blocks(Work& work, std::uint32_t head, std::uint32_t block_begin,
   }
 }
 
-// Several heads: block by block, so that memory is read in the order it lies in. One head: all blocks for a few rows at
-// a time, so that these stay in the first cache.
+// A task over few pairs goes in steps, each one head of one block: first the keys of all blocks, then the values, then
+// perhaps the keys of the next item. Each step asks for what lies kStepsAhead further on: the machine cannot guess
+// these addresses, as rows are short and a token's heads are used one after the other. Asked for in the order in which
+// memory lies, and into the second cache: the first one takes few requests at a time, and whatever follows them waits.
+HWY_INLINE Ahead rows_ahead(const Work& work, DeviceAddress address, std::uint64_t token_stride,
+                            std::uint64_t head_stride, std::uint32_t begin, std::uint32_t end,
+                            std::uint32_t row_bytes) {
+  const std::byte* from = pointer(address) + begin * token_stride + work.tile.kv_head_begin * head_stride;
+  const std::uint64_t token_bytes = std::uint64_t{row_bytes} * work.kv_heads();
+  if (head_stride == row_bytes && token_stride == token_bytes)
+    return {from, static_cast<std::uint32_t>((end - begin) * token_bytes / Ahead::kLine)};
+  for (std::uint32_t t = begin; t < end; ++t, from += token_stride)  // scattered: at once rather than listing the lines
+    for (std::uint32_t h = 0; h < work.kv_heads(); ++h)
+      for (std::uint32_t at = 0; at < row_bytes; at += Ahead::kLine) Ahead::ask_for(from + h * head_stride + at);
+  return {};
+}
+
+// A step's share of a block: all heads of some tokens, so that the requests of a block's steps run through its memory.
+HWY_INLINE Ahead step_ahead(const Work& work, std::uint32_t step) {
+  const KvShape& shape = work.batch.shape;
+  const std::uint32_t heads = work.kv_heads();
+  const std::uint32_t steps = (work.block_end - work.block_begin) * heads;
+  const AttendItem* item = &work.item;
+  std::uint32_t block = work.block_begin;
+  const bool values = step >= steps && step < 2 * steps;
+  if (values) {
+    step -= steps;
+  } else if (step >= 2 * steps) {
+    item = work.next;
+    block = 0;
+    step -= 2 * steps;
+  }
+  block += step / heads;
+  if (item == nullptr || block * kBlockTokens >= item->token_count) return {};
+  const BlockView& view = work.batch.views[item->view + block];
+  if (view.k == 0 || view.v == 0) return {};
+  const std::uint32_t tokens = std::min(kBlockTokens, item->token_count - block * kBlockTokens);
+  const std::uint32_t begin = tokens * (step % heads) / heads, end = tokens * (step % heads + 1) / heads;
+  const std::uint32_t element = bytes_of(shape.dtype);
+  return values
+             ? rows_ahead(work, view.v, view.v_token_stride, view.v_head_stride, begin, end, shape.value_dim * element)
+             : rows_ahead(work, view.k, view.token_stride, view.head_stride, begin, end, shape.head_dim * element);
+}
+
+HWY_INLINE bool streams(const Work& work) { return work.tile.pairs() <= kMaxStreamedPairs; }
+
+// Few pairs: block by block, head by head, so that memory is read in the order it lies in. Many pairs of one head: all
+// blocks for a few rows at a time, so that these stay in the first cache, and memory hardly matters.
 template <void (*kStep)(Work&, std::uint32_t, std::uint32_t, std::uint32_t)>
-void for_each_part(Work& work) {
-  const bool one_head = work.tile.kv_head_end - work.tile.kv_head_begin == 1;
-  const std::uint32_t step = one_head ? work.block_end - work.block_begin : 1;
-  for (std::uint32_t block = work.block_begin; block < work.block_end; block += step)
+void for_each_part(Work& work, std::uint32_t step) {
+  if (!streams(work)) {
     for (std::uint32_t head = work.tile.kv_head_begin; head < work.tile.kv_head_end; ++head)
-      kStep(work, head, block, block + step);
+      kStep(work, head, work.block_begin, work.block_end);
+    return;
+  }
+  for (std::uint32_t block = work.block_begin; block < work.block_end; ++block)
+    for (std::uint32_t head = work.tile.kv_head_begin; head < work.tile.kv_head_end; ++head, ++step) {
+      work.ahead = step_ahead(work, step + kStepsAhead);
+      kStep(work, head, block, block + 1);
+    }
 }
 
 template <Dtype kType>
@@ -425,13 +519,13 @@ void attend_typed(Work& work) {
   copy_queries<kType>(work);
   switch (work.batch.shape.head_dim) {
     case 64:
-      for_each_part<logits_of_blocks<kType, 4>>(work);
+      for_each_part<logits_of_blocks<kType, 4>>(work, 0);
       break;
     case 128:
-      for_each_part<logits_of_blocks<kType, 8>>(work);
+      for_each_part<logits_of_blocks<kType, 8>>(work, 0);
       break;
     default:
-      for_each_part<logits_of_blocks<kType, 0>>(work);
+      for_each_part<logits_of_blocks<kType, 0>>(work, 0);
       break;
   }
   AttendScratch& s = work.scratch;
@@ -440,14 +534,15 @@ void attend_typed(Work& work) {
     s.maximum[slot] = -kInfinity;
     if (s.begin[slot] >= s.end[slot] || !weigh(work.batch, s.logits.data() + slot * kLogitStride, s.begin[slot],
                                                s.end[slot], work.absent, s.maximum[slot], s.sum[slot]))
-      s.begin[slot] = s.end[slot] = 0;
+      s.begin[slot] = s.end[slot] = 0, work.alike = false;
   }
   std::fill_n(s.values.data(), std::size_t{work.tile.slots()} * padded(work.batch.shape.value_dim), 0.0f);
-  for_each_part<values_of_blocks<kType>>(work);
+  for_each_part<values_of_blocks<kType>>(work, (work.block_end - work.block_begin) * work.kv_heads());
 }
 
-void AttendSplit(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch) {
-  Work work{batch, item, tile, scratch, kSplitTokens / kBlockTokens, 0, 0};
+void AttendSplit(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch,
+                 const Neighbours& neighbours) {
+  Work work{batch, item, tile, scratch, neighbours.next, kSplitTokens / kBlockTokens, 0, 0, true};
   const std::uint32_t split_end = item.split + item.token_count;
   for (std::uint32_t pair = tile.pair_begin; pair < tile.pair_end; ++pair) {
     const std::uint32_t position = item.position + (pair / work.group() - item.row);
@@ -458,6 +553,7 @@ void AttendSplit(const AttendBatch& batch, const AttendItem& item, const PairTil
       scratch.begin[slot] = begin;
       scratch.end[slot] = end;
     }
+    work.alike = work.alike && begin == scratch.begin[0] && end == scratch.end[0];
     if (begin >= end) continue;
     work.block_begin = std::min(work.block_begin, begin / kBlockTokens);
     work.block_end = std::max(work.block_end, (end + kBlockTokens - 1) / kBlockTokens);
@@ -576,8 +672,9 @@ std::uint32_t max_pairs(const KvShape& shape) {
   return std::min(kMaxPairs, kPairFloats / padded(std::max(shape.head_dim, shape.value_dim)));
 }
 
-void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch) {
-  HWY_DYNAMIC_DISPATCH(AttendSplit)(batch, item, tile, scratch);
+void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch,
+                  const Neighbours& neighbours) {
+  HWY_DYNAMIC_DISPATCH(AttendSplit)(batch, item, tile, scratch, neighbours);
 }
 
 void fold(float* state, const float* values, float maximum, float sum, std::uint32_t value_dim) {

@@ -46,8 +46,14 @@ struct AttendScratch {
   std::array<const float*, kMaxPairs> query;
 };
 
+// What a task does before and after, so that memory is asked for in time. Changes no result.
+struct Neighbours {
+  const AttendItem* next = nullptr;  // the item the same tile attends next
+  bool announced = false;            // this item was the previous call's next
+};
 // The tile's pairs belong to the item's rows.
-void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch);
+void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTile& tile, AttendScratch& scratch,
+                  const Neighbours& neighbours = {});
 // Adds a partial result to an accumulator: state [value_dim + 2].
 void fold(float* state, const float* values, float maximum, float sum, std::uint32_t value_dim);
 // Divides by the sum; zeros where nothing was folded.
