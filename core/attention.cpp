@@ -158,6 +158,14 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
 // Decodes one layer of what a wave stages. Without the lock.
 Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& staged) {
   if (staged.empty()) return {};
+  // Attention that was started earlier may still read what this overwrites.
+  FIRN_TRY(device_->timeline().wait(staging_read_));
+  for (Staged& part : staged)
+    for (BlockView& view : part.views) {  // where the host writes what the device reads
+      if (view.k == 0) continue;
+      view.k = reinterpret_cast<DeviceAddress>(staging_.host) + (view.k - staging_.address);
+      view.v = reinterpret_cast<DeviceAddress>(staging_.host) + (view.v - staging_.address);
+    }
   std::vector<DecodeJob> jobs;
   for (const Staged& part : staged)
     jobs.push_back({.frame = part.pin.bytes(),
@@ -215,8 +223,6 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
       view.k += layer * layer_bytes;
       view.v += layer * layer_bytes;
     }
-    // The previous wave reads the staging that this one writes.
-    if (!wave.staged.empty()) FIRN_TRY(device_->timeline().wait(fence));
     FIRN_TRY(
         decode_staged(layer, wave.staged).with_context("attend: a frame did not decode; rewind to usable_tokens()"));
     FIRN_ASSIGN(fence, device_->kernels().attend({.shape = kv,
@@ -233,6 +239,7 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                                                   .first = first,
                                                   .last = last,
                                                   .partials = workspace_.address + workspace_.bytes / 2}));
+    if (!wave.staged.empty()) staging_read_ = fence;
   }
   return fence;
 }

@@ -19,6 +19,7 @@ Instant steady_now() {
 constexpr std::uint64_t kAssumedRatio = 4;
 constexpr std::uint32_t kMaxRecords = 64u << 20;
 constexpr std::uint64_t kMaxAutoStagingBytes = 64u << 20;
+constexpr std::int64_t kLastWaitNs = 10'000'000'000;
 constexpr std::uint64_t kSequenceAllowanceBytes = 256u << 20;
 
 }  // namespace
@@ -58,6 +59,9 @@ ManagerImpl::~ManagerImpl() {
   if (worker_.joinable()) worker_.join();
   if (!device_) return;
   for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
+  // What was started and never waited for may still read and write all of this.
+  device_->timeline().wait(device_->timeline().last(), kLastWaitNs).ok();
+  if (transfer_.bytes != 0) device_->memory().free(transfer_);
   if (staging_.bytes != 0) device_->memory().free(staging_);
   if (workspace_.bytes != 0) device_->memory().free(workspace_);
 }
@@ -110,7 +114,12 @@ Status ManagerImpl::size_pool() {
   }
   config_.pool.max_step_tokens = max_rows_;
   config_.pool.staging_bytes = staging_bytes;
-  const std::uint64_t taken = workspace_bytes + staging_bytes;
+  // Where the host does not reach the pool, an extent at a time passes through memory that it does reach.
+  const std::uint64_t transfer_bytes =
+      bytes_ && config_.host.budget_bytes != 0 && !device_->memory().info().host_visible
+          ? kMaxExtentBlocks * block_bytes
+          : 0;
+  const std::uint64_t taken = workspace_bytes + staging_bytes + transfer_bytes;
   const std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0;
   // A sequence's sinks, its recent window wherever it starts within a block, and a block to grow into.
   const std::uint64_t least =
@@ -165,17 +174,36 @@ Status ManagerImpl::size_pool() {
   if (staging_bytes != 0) {
     FIRN_ASSIGN(staging_, take(Account::kStaging, RegionUse::kStaging, staging_bytes));
   }
+  if (transfer_bytes != 0) {
+    FIRN_ASSIGN(transfer_, take(Account::kStaging, RegionUse::kStaging, transfer_bytes));
+  }
+  return take_chunks(static_cast<std::uint32_t>(slots));
+}
+
+// The pool in chunks as large as the device allows; where it refuses one, all in halves: memory may be in pieces.
+Status ManagerImpl::take_chunks(std::uint32_t slots) {
+  const std::uint64_t block_bytes = model_.block_bytes();
   slots_per_chunk_ = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(slots, device_->memory().info().max_region_bytes / block_bytes));
   if (slots_per_chunk_ == 0)
     return Status(Code::kInvalidArgument,
                   fmt::format("a block of {} bytes is larger than the device's largest allocation", block_bytes));
-  for (std::uint32_t done = 0; done < slots; done += slots_per_chunk_) {
-    const std::uint32_t count = std::min(slots_per_chunk_, static_cast<std::uint32_t>(slots) - done);
-    FIRN_ASSIGN(const Region region, take(Account::kPool, RegionUse::kPool, count * block_bytes));
-    chunks_.push_back({region, count});
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kPool, slots * block_bytes));
+  charges_.push_back(std::move(charge));
+  constexpr std::uint64_t kLeastChunkBytes = 16u << 20;
+  for (;;) {
+    Status status;
+    for (std::uint32_t done = 0; status.ok() && done < slots; done += slots_per_chunk_) {
+      const std::uint32_t count = std::min(slots_per_chunk_, slots - done);
+      const Result<Region> region = device_->memory().allocate(RegionUse::kPool, count * block_bytes);
+      status = region.status();
+      if (status.ok()) chunks_.push_back({*region, count});
+    }
+    if (status.code() != Code::kNoSpace || slots_per_chunk_ * block_bytes < 2 * kLeastChunkBytes) return status;
+    for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
+    chunks_.clear();
+    slots_per_chunk_ = (slots_per_chunk_ + 1) / 2;
   }
-  return {};
 }
 
 Status ManagerImpl::charge_metadata() {
@@ -218,19 +246,6 @@ DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
   return chunks_[at / slots_per_chunk_].region.address + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes();
 }
 
-// A slot is [layer][K, then V][head][token][element].
-BlockView ManagerImpl::slot_view(SlotId slot, std::uint32_t layer) const {
-  const KvShape& kv = model_.groups[0].kv;
-  const DeviceAddress base = slot_address(slot) + std::uint64_t{layer} * kBlockTokens * kv.token_bytes();
-  const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
-  return {.k = base,
-          .v = base + kBlockTokens * kv.key_bytes(),
-          .token_stride = k_row,
-          .head_stride = kBlockTokens * k_row,
-          .v_token_stride = v_row,
-          .v_head_stride = kBlockTokens * v_row};
-}
-
 Stats ManagerImpl::stats() const {
   Lock lock(mutex_);
   Stats s = counters_;
@@ -271,11 +286,15 @@ Result<std::uint64_t> ManagerImpl::hash_slot(SlotId slot) const {
   Lock lock(mutex_);
   if (index(slot) == 0 || index(slot) >= pool_->slot_count() || pool_->state(slot) != BlockPool::SlotState::kBound)
     return Status(Code::kUnavailable, "hash_slot: no block is resident in that slot");
-  const std::uint32_t at = index(slot) - 1;
-  const Region* region = bytes_ ? &chunks_[at / slots_per_chunk_].region : nullptr;
-  if (!region || !region->host)
+  if (!bytes_ || (!transfer_.host && !slot_host(slot)))
     return Status(Code::kUnavailable, "hash_slot: this device's memory is not visible to the host");
-  return XXH3_64bits(region->host + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes(), model_.block_bytes());
+  if (!transfer_.host) {
+    FIRN_TRY(device_->timeline().wait(device_->timeline().last()));
+    return XXH3_64bits(slot_host(slot), model_.block_bytes());
+  }
+  std::lock_guard transfer(transfer_mutex_);
+  FIRN_TRY(move_transfer({&slot, 1}, /*gather=*/true));
+  return XXH3_64bits(transfer_.host, model_.block_bytes());
 }
 
 std::string_view to_string(MissReason reason) {

@@ -119,6 +119,7 @@ class ManagerImpl final : public Manager {
   ManagerImpl(const Config& config, const ModelSpec& model, const Environment& environment);
   Status set_up();  // create(), after the cheap checks
   Status size_pool();
+  Status take_chunks(std::uint32_t slots);
   Status make_host_tier();
   Status charge_metadata();
 
@@ -171,8 +172,17 @@ class ManagerImpl final : public Manager {
   bool evict_frame();                     // the host policy's first victim; false: none can go
   void drop_frame(FrameId id, MissReason reason);
   void lose_block(BlockId id);
-  BlockView slot_view(SlotId slot, std::uint32_t layer) const;
+  BlockView slot_view(SlotId slot, std::uint32_t layer) const { return block_view(slot_address(slot), layer); }
   DeviceAddress slot_address(SlotId slot) const;
+
+  // --- transfer.cpp: without the lock, or under it ---
+  BlockView block_view(DeviceAddress base, std::uint32_t layer) const;
+  std::byte* slot_host(SlotId slot) const;  // where the host reaches the pool
+  std::vector<BlockView> host_views(std::span<const SlotId> slots) const;
+  Status move_transfer(std::span<const SlotId> slots, bool gather) const;
+  // The job's views are slots, one a block of the extent, kNone: left out. They set its status.
+  void encode_slots(EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
+  void decode_slots(DecodeJob& job, std::span<const SlotId> slots);
 
   // --- mover.cpp ---
   void queue_cold(Sequence& seq, bool ending);
@@ -220,6 +230,9 @@ class ManagerImpl final : public Manager {
   std::vector<Chunk> chunks_;
   std::uint32_t slots_per_chunk_ = 0;
   Region staging_, workspace_;
+  Region transfer_;                    // of one extent, where the host does not reach the pool; else none
+  mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
+  Fence staging_read_;                 // after the newest attention that reads staging
   std::uint32_t max_rows_ = 0, query_heads_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 

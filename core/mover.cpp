@@ -250,15 +250,13 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     if (whole) ids[count++] = job.blocks[i].id;
   }
   if (count == 0) return;
-  const std::uint32_t layers = model_.groups[0].layer_count;
-  std::vector<BlockView> views(std::size_t{layers} * count);
+  std::array<SlotId, kMaxExtentBlocks> slots{};
   for (std::uint8_t i = 0; i < count; ++i) {
     Block& block = pool_->block(ids[i]);
     ++block.in_flight;
     block.store_queued = true;  // and not a second time while this runs
     update_candidate(ids[i]);
-    for (std::uint32_t layer = 0; layer < layers; ++layer)
-      views[std::size_t{layer} * count + i] = slot_view(block.slot, layer);
+    slots[i] = block.slot;
   }
   const Block& last = pool_->block(ids[count - 1]);
   const FrameLabel label{.last_key = last.key,
@@ -268,13 +266,13 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   const ExtentShape shape = extent_shape(count);
   FrameKey key = frame_key(label, count, codec_->id(), codec_->version());
 
-  EncodeJob encode{.shape = shape, .label = label, .views = views, .out = {}, .bytes = 0, .status = {}};
+  EncodeJob encode{.shape = shape, .label = label, .views = {}, .out = {}, .bytes = 0, .status = {}};
   Result<MemoryTier::Reservation> reservation = reserve_frame(lock, codec_->bound(shape));
   Status status = reservation.status();
   if (reservation.ok()) {
     lock.unlock();
     encode.out = reservation->bytes();
-    codec_->encode({&encode, 1}, background ? nullptr : threads_);
+    encode_slots(encode, std::span(slots).first(count), background ? nullptr : threads_);
     status = encode.status;
     lock.lock();
     while (status.ok() && frames_->full())
@@ -334,9 +332,9 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   Frame& frame = frames_->frame(job.frame);
   const bool alive = frame.in_use && frame.generation == job.frame_generation;
   const std::uint32_t layers = model_.groups[0].layer_count;
-  std::vector<BlockView> views(std::size_t{layers} * frame.block_count);
-  std::array<SlotId, kMaxExtentBlocks> slots;
+  std::array<SlotId, kMaxExtentBlocks> slots, targets;  // by block of the job, and of the frame
   slots.fill(SlotId::kNone);
+  targets.fill(SlotId::kNone);
   std::uint32_t wanted = 0;
   for (std::uint8_t i = 0; i < job.count; ++i) {
     Block& block = pool_->block(job.blocks[i].id);
@@ -348,8 +346,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     pool_->set_loading(slots[i], job.blocks[i].id);
     ++loading_slots_;
     ++wanted;
-    for (std::uint32_t layer = 0; layer < layers; ++layer)
-      views[std::size_t{layer} * frame.block_count + block.frame_index] = slot_view(slots[i], layer);
+    targets[block.frame_index] = slots[i];
   }
   if (wanted == 0) return;
   ++frame.in_flight;
@@ -360,14 +357,14 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
 
   lock.unlock();
   DecodeJob decode{
-      .frame = {}, .shape = shape, .label = label, .layer = 0, .layer_count = layers, .views = views, .status = {}};
+      .frame = {}, .shape = shape, .label = label, .layer = 0, .layer_count = layers, .views = {}, .status = {}};
   std::uint64_t read = 0;
   {
     const MemoryTier::Pin pin = host_->find(key);
     if (pin) {
       decode.frame = pin.bytes();
       read = decode.frame.size();
-      codec_->decode({&decode, 1}, threads_);
+      decode_slots(decode, std::span(targets).first(shape.block_count));
     } else {
       decode.status = Status(Code::kCorrupt, "the tier has lost the frame");
     }

@@ -300,17 +300,17 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   const Frame& frame = frames_->frame(source.frame);
   const MemoryTier::Pin pin = host_->find(frame.key);
   if (!pin) return Status(Code::kCorrupt, "the frame of the block to copy from is gone; rewind and recompute");
-  std::vector<BlockView> views(std::size_t{layers} * frame.block_count);
-  for (std::uint32_t layer = 0; layer < layers; ++layer)
-    views[layer * frame.block_count + source.frame_index] = slot_view(slot, layer);
+  std::array<SlotId, kMaxExtentBlocks> slots;
+  slots.fill(SlotId::kNone);
+  slots[source.frame_index] = slot;
   DecodeJob job{.frame = pin.bytes(),
                 .shape = extent_shape(frame.block_count),
                 .label = label_of(frame),
                 .layer = 0,
                 .layer_count = layers,
-                .views = views,
+                .views = {},
                 .status = {}};
-  codec_->decode({&job, 1}, threads_);
+  decode_slots(job, std::span(slots).first(frame.block_count));
   return job.status;
 }
 

@@ -1,0 +1,83 @@
+// transfer.cpp: between slots and codecs. Where the host reaches the pool, codecs work on the slots themselves. Where
+// it does not, one extent at a time passes through the transfer region: gathered by the device and encoded from there,
+// or decoded into it and scattered. One extent is the bound: the region is charged to the pool's budget.
+#include "core/manager_impl.h"
+
+namespace firn {
+
+// One layer of a block whose bytes begin at base: [layer][K, then V][head][token][element].
+BlockView ManagerImpl::block_view(DeviceAddress base, std::uint32_t layer) const {
+  const KvShape& kv = model_.groups[0].kv;
+  base += std::uint64_t{layer} * kBlockTokens * kv.token_bytes();
+  const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
+  return {.k = base,
+          .v = base + kBlockTokens * kv.key_bytes(),
+          .token_stride = k_row,
+          .head_stride = kBlockTokens * k_row,
+          .v_token_stride = v_row,
+          .v_head_stride = kBlockTokens * v_row};
+}
+
+std::byte* ManagerImpl::slot_host(SlotId slot) const {
+  const std::uint32_t at = index(slot) - 1;
+  return chunks_[at / slots_per_chunk_].region.host + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes();
+}
+
+// Views [layer][slot]; of no slot, none.
+std::vector<BlockView> ManagerImpl::host_views(std::span<const SlotId> slots) const {
+  const std::uint32_t layers = model_.groups[0].layer_count;
+  std::vector<BlockView> views(layers * slots.size());
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] == SlotId::kNone) continue;
+    const std::byte* base = transfer_.host ? transfer_.host + i * model_.block_bytes() : slot_host(slots[i]);
+    for (std::uint32_t layer = 0; layer < layers; ++layer)
+      views[layer * slots.size() + i] = block_view(reinterpret_cast<DeviceAddress>(base), layer);
+  }
+  return views;
+}
+
+// Copies slots into the transfer region or back, and waits.
+Status ManagerImpl::move_transfer(std::span<const SlotId> slots, bool gather) const {
+  std::vector<CopyItem> items;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] == SlotId::kNone) continue;
+    for (std::uint32_t layer = 0; layer < model_.groups[0].layer_count; ++layer) {
+      const BlockView slot = slot_view(slots[i], layer);
+      const BlockView staged = block_view(transfer_.address + i * model_.block_bytes(), layer);
+      items.push_back(gather ? CopyItem{slot, staged} : CopyItem{staged, slot});
+    }
+  }
+  FIRN_ASSIGN(const Fence fence, device_->kernels().copy({model_.groups[0].kv, items}));
+  return device_->timeline().wait(fence);
+}
+
+void ManagerImpl::encode_slots(EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
+  std::unique_lock transfer(transfer_mutex_, std::defer_lock);
+  if (transfer_.host) {
+    transfer.lock();
+    job.status = move_transfer(slots, /*gather=*/true);
+    if (!job.status.ok()) return;
+  }
+  const std::vector<BlockView> views = host_views(slots);
+  job.views = views;
+  codec_->encode({&job, 1}, threads);
+  job.views = {};
+}
+
+void ManagerImpl::decode_slots(DecodeJob& job, std::span<const SlotId> slots) {
+  std::unique_lock transfer(transfer_mutex_, std::defer_lock);
+  if (transfer_.host) {
+    transfer.lock();
+  } else {
+    // The host writes past the device's queue: whoever still reads what was in these slots goes first.
+    job.status = device_->timeline().wait(device_->timeline().last());
+    if (!job.status.ok()) return;
+  }
+  const std::vector<BlockView> views = host_views(slots);
+  job.views = views;
+  codec_->decode({&job, 1}, threads_);
+  job.views = {};
+  if (transfer_.host && job.status.ok()) job.status = move_transfer(slots, /*gather=*/false);
+}
+
+}  // namespace firn
