@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +23,11 @@ FIRN_API std::string_view to_string(Dtype dtype);
 struct Digest {
   std::array<std::uint8_t, 32> bytes{};
   auto operator<=>(const Digest&) const = default;
-  bool is_zero() const { return *this == Digest{}; }
+  bool is_zero() const {  // by words: the pool asks it of every block it touches, and a call to memcmp was half its time
+    std::uint64_t words[4];
+    std::memcpy(words, bytes.data(), sizeof(words));
+    return (words[0] | words[1] | words[2] | words[3]) == 0;
+  }
 };
 FIRN_API std::string to_hex(const Digest& digest);  // 64 lower-case hexadecimal digits
 
