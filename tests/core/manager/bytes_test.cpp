@@ -193,7 +193,6 @@ class Twins {
     EXPECT_LE(tiered_->ledger().peak(Budget::kHost), tiered_->ledger().limit(Budget::kHost));
   }
 
-  // What the run has to have done, or it proves nothing.
   void add_to(Stats& sum) const {
     const Stats stats = tiered_->stats();
     sum.frames_stored += stats.frames_stored;
@@ -257,6 +256,7 @@ class Twins {
         begun->match.tokens_on_host);
     begin_flat(seq);
     seqs_[id] = seq;
+    if (begun->match.tokens_on_host != 0 && pick(2) == 0) prefetch(id);
     if (!seq.tokens.empty()) compare_rows(id, seq, static_cast<std::uint32_t>(seq.tokens.size()) - 1, 1);
   }
 
@@ -351,8 +351,9 @@ class Twins {
   }
 
   void prefetch() {
-    if (seqs_.empty()) return;
-    const int id = any();
+    if (!seqs_.empty()) prefetch(any());
+  }
+  void prefetch(int id) {
     const auto ticket = tiered_->prefetch(seqs_.at(id).tiered);
     log("prefetch {}", id);
     ASSERT_TRUE(ticket.ok()) << ticket.status().message();
@@ -406,11 +407,11 @@ class Twins {
 };
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kSteps = 150;
+constexpr int kSteps = 400;
 #else
-constexpr int kSteps = 600;
+constexpr int kSteps = 2000;
 #endif
-constexpr unsigned kSeeds = 6;
+constexpr unsigned kSeeds = 8;
 
 class Bytes : public testing::TestWithParam<Setting> {};
 
@@ -433,13 +434,14 @@ TEST_P(Bytes, AreTheSameWhereverABlockHasBeen) {
     twins.add_to(sum);
   }
   if (only != nullptr) return;
-  EXPECT_GT(sum.frames_stored, 50u) << "the run has to store";
-  EXPECT_GT(sum.hits_host, 20u);
-  EXPECT_GT(sum.hits_device, 20u);
-  EXPECT_GT(sum.blocks_promoted, 20u);
-  EXPECT_GT(sum.blocks_staged, 50u);
-  EXPECT_GT(sum.evictions_with_copy, 20u);
-  EXPECT_GT(sum.copy_on_writes, 10u);
+  // What the run has to have done, or it proves little.
+  EXPECT_GT(sum.frames_stored, kSteps / 4u);
+  EXPECT_GT(sum.hits_host, kSteps / 20u);
+  EXPECT_GT(sum.hits_device, kSteps / 20u);
+  EXPECT_GT(sum.blocks_promoted, kSteps / 20u);
+  EXPECT_GT(sum.blocks_staged, kSteps / 4u);
+  EXPECT_GT(sum.evictions_with_copy, kSteps / 20u);
+  EXPECT_GT(sum.copy_on_writes, kSteps / 40u);
 }
 INSTANTIATE_TEST_SUITE_P(Settings, Bytes,
                          testing::Values(Setting{"pump_lossless", "lossless", false, 32, 4},
