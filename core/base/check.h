@@ -6,8 +6,7 @@ namespace firn {
 [[noreturn]] void check_failed(const char* file, int line, const char* what);
 }
 
-#define FIRN_CHECK(...) \
-  ((__VA_ARGS__) ? static_cast<void>(0) : ::firn::check_failed(__FILE__, __LINE__, #__VA_ARGS__))
+#define FIRN_CHECK(...) ((__VA_ARGS__) ? static_cast<void>(0) : ::firn::check_failed(__FILE__, __LINE__, #__VA_ARGS__))
 
 // For hot loops: on unless NDEBUG.
 #ifdef NDEBUG

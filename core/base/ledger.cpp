@@ -20,17 +20,23 @@ Budget budget_of(Account account) {
   switch (account) {
     case Account::kHostFrames:
     case Account::kHostMetadata:
-    case Account::kHostScratch: return Budget::kHost;
-    case Account::kMetadata: return Budget::kMetadata;
-    default: return Budget::kDevice;
+    case Account::kHostScratch:
+      return Budget::kHost;
+    case Account::kMetadata:
+      return Budget::kMetadata;
+    default:
+      return Budget::kDevice;
   }
 }
 
 std::string_view to_string(Budget budget) {
   switch (budget) {
-    case Budget::kDevice: return "device";
-    case Budget::kHost: return "host";
-    default: return "metadata";
+    case Budget::kDevice:
+      return "device";
+    case Budget::kHost:
+      return "host";
+    default:
+      return "metadata";
   }
 }
 
@@ -38,24 +44,36 @@ namespace {
 // The setting that raises a budget, for the message that says it is spent.
 std::string_view setting_of(Budget budget) {
   switch (budget) {
-    case Budget::kDevice: return "pool.budget";
-    case Budget::kHost: return "host.budget";
-    default: return "metadata.budget";
+    case Budget::kDevice:
+      return "pool.budget";
+    case Budget::kHost:
+      return "host.budget";
+    default:
+      return "metadata.budget";
   }
 }
 }  // namespace
 
 std::string_view to_string(Account account) {
   switch (account) {
-    case Account::kPool: return "pool";
-    case Account::kStaging: return "staging";
-    case Account::kWorkspace: return "workspace";
-    case Account::kMetadata: return "metadata";
-    case Account::kArtefact: return "artefact";
-    case Account::kHostFrames: return "host_frames";
-    case Account::kHostMetadata: return "host_metadata";
-    case Account::kHostScratch: return "host_scratch";
-    case Account::kCount: break;
+    case Account::kPool:
+      return "pool";
+    case Account::kStaging:
+      return "staging";
+    case Account::kWorkspace:
+      return "workspace";
+    case Account::kMetadata:
+      return "metadata";
+    case Account::kArtefact:
+      return "artefact";
+    case Account::kHostFrames:
+      return "host_frames";
+    case Account::kHostMetadata:
+      return "host_metadata";
+    case Account::kHostScratch:
+      return "host_scratch";
+    case Account::kCount:
+      break;
   }
   return "unknown";
 }
