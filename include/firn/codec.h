@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -57,6 +58,9 @@ struct EncodeJob {
   // Results:
   std::size_t bytes = 0;  // of out used
   Status status;
+  // What decoding will change, measured: root of (squares of the changes / squares of the values, less the artefact's
+  // mean where there is one). 0 for exact codecs.
+  float key_error = 0, value_error = 0;
 };
 
 struct DecodeJob {
@@ -68,12 +72,22 @@ struct DecodeJob {
   Status status;                     // result; on failure the destinations hold unspecified bytes
 };
 
+struct ErrorBound {
+  float keys = std::numeric_limits<float>::infinity(), values = std::numeric_limits<float>::infinity();
+};
+
 class FIRN_API Codec {
  public:
   virtual ~Codec() = default;
   virtual CodecId id() const = 0;
   virtual std::uint16_t version() const = 0;
-  virtual Fidelity fidelity() const = 0;  // of what it decodes to, given exact input
+  virtual Fidelity fidelity() const = 0;            // of what it decodes to, given exact input
+  virtual std::uint32_t rate() const { return 0; }  // in every frame's header and name; 0: it has none
+  virtual Digest artefact() const { return {}; }    // likewise
+  // An extent whose measured errors exceed these is not what the codec was measured on: store it lossless.
+  virtual ErrorBound error_bound() const { return {}; }
+  // Bytes that the codec itself holds as long as it lives, charged by whoever made it.
+  virtual std::size_t resident_bytes() const { return 0; }
   // No frame of this shape is larger.
   virtual std::size_t bound(const ExtentShape& shape) const = 0;
   // Bytes of scratch one encode or decode call needs per thread, charged by the caller.
@@ -83,7 +97,14 @@ class FIRN_API Codec {
   virtual void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const = 0;
 };
 
-// raw and lossless need nothing else; the transform codecs take an artefact and have makers of their own.
+// raw, lossless, q8 and q4 need nothing else; the transform codecs take an artefact and have makers of their own.
 FIRN_API Result<std::unique_ptr<Codec>> make_codec(CodecId id);
+
+// q8 and q4: blocks of 32 values with one scale each. The codec is called q8 if its keys have 8 bits.
+struct IntegerCoding {
+  std::uint32_t key_bits = 8, value_bits = 8;  // 4 or 8
+  bool mix_keys = true, mix_values = true;     // Hadamard transform of each head first: outliers spread over all values
+};
+FIRN_API Result<std::unique_ptr<Codec>> make_integer_codec(const IntegerCoding& coding);
 
 }  // namespace firn

@@ -6,7 +6,7 @@
 #include <array>
 #include <string>
 
-#include "storage/codec/exact_codec.h"
+#include "storage/codec/layer_codec.h"
 
 namespace firn {
 namespace {
@@ -56,8 +56,11 @@ std::string_view to_string(Fidelity fidelity) {
 Result<std::unique_ptr<Codec>> make_codec(CodecId id) {
   if (id == CodecId::kRaw) return make_raw_codec();
   if (id == CodecId::kLossless) return make_lossless_codec();
-  return Status(Code::kInvalidArgument,
-                fmt::format("codec {} cannot be made from its name alone; raw and lossless can", to_string(id)));
+  if (id == CodecId::kQ8) return make_integer_codec({.key_bits = 8, .value_bits = 8});
+  if (id == CodecId::kQ4) return make_integer_codec({.key_bits = 4, .value_bits = 4});
+  return Status(
+      Code::kInvalidArgument,
+      fmt::format("codec {} cannot be made from its name alone; raw, lossless, q8 and q4 can", to_string(id)));
 }
 
 }  // namespace firn

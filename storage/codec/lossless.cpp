@@ -13,7 +13,7 @@
 
 #include "core/base/check.h"
 #include "storage/codec/bytes.h"
-#include "storage/codec/exact_codec.h"
+#include "storage/codec/layer_codec.h"
 #include "storage/codec/planes.h"
 
 namespace firn {
@@ -151,7 +151,7 @@ Result<const std::uint8_t*> decode_plane(const PlaneEntry& entry, std::span<cons
 
 }  // namespace
 
-class LosslessCodec final : public ExactCodec {
+class LosslessCodec final : public LayerCodec {
  public:
   CodecId id() const override { return CodecId::kLossless; }
   std::uint16_t version() const override { return 1; }
@@ -166,11 +166,12 @@ std::size_t LosslessCodec::scratch_bytes(const ExtentShape& shape) const {
   const TensorShape largest{.heads = shape.kv.kv_heads,
                             .dim = std::max(shape.kv.head_dim, shape.kv.value_dim),
                             .element_bytes = bytes_of(shape.kv.dtype),
-                            .token_count = shape.block_count * kBlockTokens};
+                            .token_count = shape.block_count * kBlockTokens,
+                            .dtype = shape.kv.dtype};
   return buffer_bytes(largest) + ZSTD_estimateCCtxSize(kMatchingLevel) + ZSTD_estimateDCtxSize();
 }
 
-ExactCodec::Encoded LosslessCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
+LayerCodec::Encoded LosslessCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
   const TensorShape& shape = rows.shape;
   const std::size_t n = shape.elements(), channels = shape.channels(), planes = shape.element_bytes;
   const auto stored = [&]() -> Encoded {

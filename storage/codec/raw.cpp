@@ -1,11 +1,11 @@
 // raw: bytes as they are, in the frame's order.
 #include <fmt/format.h>
 
-#include "storage/codec/exact_codec.h"
+#include "storage/codec/layer_codec.h"
 
 namespace firn {
 
-class RawCodec final : public ExactCodec {
+class RawCodec final : public LayerCodec {
  public:
   CodecId id() const override { return CodecId::kRaw; }
   std::uint16_t version() const override { return 1; }
@@ -16,7 +16,7 @@ class RawCodec final : public ExactCodec {
   Status decode_section(std::uint8_t coding, std::span<const std::byte> payload, const TensorRows& rows) const override;
 };
 
-ExactCodec::Encoded RawCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
+LayerCodec::Encoded RawCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
   gather(rows, out);
   return {kStored, out.size()};
 }

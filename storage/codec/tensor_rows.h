@@ -14,6 +14,7 @@ namespace firn {
 
 struct TensorShape {
   std::uint32_t heads = 0, dim = 0, element_bytes = 0, token_count = 0;
+  Dtype dtype = Dtype::kF16;
   std::size_t channels() const { return std::size_t{heads} * dim; }
   std::size_t row_bytes() const { return channels() * element_bytes; }
   std::size_t elements() const { return channels() * token_count; }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -170,6 +171,38 @@ inline FrameLabel some_label() {
   label.group = static_cast<GroupId>(2);
   label.first_position = 1024;
   return label;
+}
+
+inline FrameLabel lossy_label() {
+  FrameLabel label = some_label();
+  label.fidelity = Fidelity::kLossy;
+  return label;
+}
+
+inline float element_at(Dtype dtype, const std::byte* at) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, at, bytes_of(dtype));
+  if (dtype == Dtype::kF16) return from_f16(static_cast<std::uint16_t>(bits));
+  if (dtype == Dtype::kBf16) bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Root of (squares of differences / squares of a) over the keys or the values of all layers; both in frame order.
+inline double relative_error(const ExtentShape& shape, const Bytes& a, const Bytes& b, bool values) {
+  const std::size_t tokens = shape.block_count * kBlockTokens;
+  const std::size_t key_bytes = tokens * shape.kv.key_bytes(), value_bytes = tokens * shape.kv.value_bytes();
+  double error = 0, all = 0;
+  for (std::uint32_t layer = 0; layer < shape.layer_count; ++layer) {
+    const std::size_t first = layer * (key_bytes + value_bytes) + (values ? key_bytes : 0);
+    for (std::size_t i = first; i < first + (values ? value_bytes : key_bytes); i += bytes_of(shape.kv.dtype)) {
+      const double x = element_at(shape.kv.dtype, &a[i]), y = element_at(shape.kv.dtype, &b[i]);
+      error += (x - y) * (x - y);
+      all += x * x;
+    }
+  }
+  return all > 0 ? std::sqrt(error / all) : 0;
 }
 
 inline std::unique_ptr<Codec> codec_of(CodecId id) {

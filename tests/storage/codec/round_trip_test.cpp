@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "storage/codec/exact_codec.h"
+#include "storage/codec/layer_codec.h"
 #include "storage/codec/frame.h"
 #include "tests/storage/codec/extents.h"
 
@@ -15,7 +15,7 @@ namespace {
 
 using namespace test;
 
-constexpr CodecId kExactCodecs[] = {CodecId::kRaw, CodecId::kLossless};
+constexpr CodecId kLayerCodecs[] = {CodecId::kRaw, CodecId::kLossless};
 constexpr Layout kLayouts[] = {Layout::kPacked, Layout::kHeadMajor, Layout::kPadded};
 
 void expect_round_trip(const Codec& codec, const Extent& source, Layout layout) {
@@ -40,7 +40,7 @@ TEST(RoundTrip, OverShapesLayoutsAndTypes) {
   shapes.push_back(shape_of(Dtype::kF32, 2, 1, 5, 7, 3));
   shapes.push_back(shape_of(Dtype::kF16, 1, 8, 16, 192, 128));
   for (std::size_t i = 0; i < shapes.size(); ++i)
-    for (const CodecId id : kExactCodecs)
+    for (const CodecId id : kLayerCodecs)
       for (const Layout layout : kLayouts) {
         SCOPED_TRACE(std::string(to_string(id)) + ", shape " + std::to_string(i));
         Extent source(shapes[i], layout);
@@ -76,7 +76,7 @@ TEST(RoundTrip, KeepsEveryBitOfStrangeValues) {
   for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
     for (const char* name :
          {"zeros", "noise", "ones", "counting", "low plane only", "special values", "repeated rows", "one odd byte"})
-      for (const CodecId id : kExactCodecs) {
+      for (const CodecId id : kLayerCodecs) {
         SCOPED_TRACE(std::string(name) + ", " + std::string(to_string(dtype)) + ", " + std::string(to_string(id)));
         const ExtentShape shape = shape_of(dtype, 2, 3, 2, 64, 64);
         Extent source(shape, Layout::kPacked);
@@ -114,7 +114,7 @@ TEST(Decode, OneLayerTouchesItsOwnSectionsAlone) {
   source.set_bytes(cache_like_bytes(shape, 3));
   const Bytes all = source.bytes();
   const std::size_t layer_bytes = all.size() / shape.layer_count;
-  for (const CodecId id : kExactCodecs) {
+  for (const CodecId id : kLayerCodecs) {
     const auto codec = codec_of(id);
     const Bytes frame = encode(*codec, source, some_label());
     for (std::uint32_t layer = 0; layer < shape.layer_count; ++layer) {
@@ -144,7 +144,7 @@ TEST(Decode, LeavesBlocksThatTakeNoPartAlone) {
   const ExtentShape shape = shape_of(Dtype::kF16, 3, 8, 2, 64, 80);
   Extent source(shape, Layout::kPacked);
   source.set_bytes(cache_like_bytes(shape, 4));
-  for (const CodecId id : kExactCodecs) {
+  for (const CodecId id : kLayerCodecs) {
     SCOPED_TRACE(to_string(id));
     const auto codec = codec_of(id);
     const Bytes frame = encode(*codec, source, some_label());

@@ -1,5 +1,5 @@
-// exact_codec.h: what raw and lossless share: one section per layer and tensor, each coded alone. This class checks the
-// call and the frame, places sections, and spreads them over threads; a codec codes one section.
+// layer_codec.h: what raw, lossless, q8 and q4 share: one section per layer and tensor, each coded alone. This class
+// checks the call and the frame, places sections, and spreads them over threads; a codec codes one section.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +13,9 @@
 
 namespace firn {
 
-class ExactCodec : public Codec {
+class LayerCodec : public Codec {
  public:
-  Fidelity fidelity() const final { return Fidelity::kExact; }
+  Fidelity fidelity() const override { return Fidelity::kExact; }
   std::size_t bound(const ExtentShape& shape) const final;
   void encode(std::span<EncodeJob> jobs, ThreadPool* threads) const final;
   void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const final;
@@ -25,6 +25,7 @@ class ExactCodec : public Codec {
   struct Encoded {
     std::uint8_t coding = kStored;
     std::size_t bytes = 0;
+    double error_energy = 0, energy = 0;  // squares summed: of what decoding will change, and of what there was
   };
 
  private:
