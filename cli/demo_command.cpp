@@ -17,6 +17,7 @@ namespace {
 struct Arguments {
   std::string model;
   int repeats = 5;
+  std::uint32_t document_tokens = 3072;
   bool json = false;
   SettingFlags settings;
 };
@@ -158,9 +159,10 @@ int run(const Arguments& arguments) {
   if (!loaded.ok()) return fail(loaded.status());
   if (loaded->config.host.budget_bytes == 0)
     return fail(Status(Code::kInvalidArgument, "the demo shows the host tier, and host.budget is off"));
-  const Result<DemoReport> report = run_demo({.model = arguments.model.empty() ? demo_model_path() : arguments.model,
+  const Result<DemoReport> report = run_demo({.model = arguments.model,
                                               .config = loaded->config,
-                                              .repeats = arguments.repeats});
+                                              .repeats = arguments.repeats,
+                                              .document_tokens = arguments.document_tokens});
   if (!report.ok()) return fail(report.status());
   if (arguments.json) {
     print_json(*report);
@@ -184,6 +186,9 @@ void add_demo_command(CLI::App& app, Action& action) {
   command->add_option("--repeats", arguments->repeats, "measurements of each kind")
       ->capture_default_str()
       ->check(CLI::Range(1, 99));
+  command->add_option("--document-tokens", arguments->document_tokens, "about how much of the document is read")
+      ->capture_default_str()
+      ->check(CLI::Range(256, 6000));
   command->add_flag("--json", arguments->json, "the numbers, for machines");
   arguments->settings.add_to(*command);
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 
 #include "cli/commands.h"
+#include "core/config/nearest.h"
 
 namespace firn::cli {
 
@@ -70,6 +72,13 @@ Result<LoadedConfig> SettingFlags::load() const {
 
 namespace {
 
+std::vector<std::string> command_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  return names;
+}
+
 int run_firn(int argc, char** argv) {
   CLI::App app("firn: a tiered KV cache for transformer inference", "firn");
   app.require_subcommand(1);
@@ -90,6 +99,12 @@ int run_firn(int argc, char** argv) {
   firn::cli::add_run_command(app, action);
   firn::cli::add_simulate_command(app, action);
   firn::cli::add_trace_command(app, action);
+  const std::vector<std::string> names = command_names(app);
+  if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+    fmt::print(stderr, "firn: there is no command \"{}\"; did you mean {}? firn --help lists them\n", argv[1],
+               firn::nearest(argv[1], names));
+    return firn::cli::kExitUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {  // --help comes this way too, as code 0

@@ -48,8 +48,8 @@ Result<std::string> read_prompt(const Arguments& arguments) {
   return text;
 }
 
-Result<std::vector<TokenId>> encode_prompt(const Arguments& arguments, const llama::Tokenizer& tokenizer) {
-  FIRN_ASSIGN(const std::string text, read_prompt(arguments));
+Result<std::vector<TokenId>> encode_prompt(const Arguments& arguments, const std::string& text,
+                                           const llama::Tokenizer& tokenizer) {
   if (!arguments.chat) return tokenizer.encode(text);
   const llama::ChatMessage messages[] = {{"user", text}};
   return llama::encode_chat(tokenizer, messages);
@@ -122,9 +122,9 @@ void print_json(const Report& report, const Config& config, const llama::Tokeniz
   fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
-Result<Report> answer(const Arguments& arguments, const LoadedModel& model, Session& session) {
+Result<Report> answer(const Arguments& arguments, const std::string& text, const LoadedModel& model, Session& session) {
   Report report;
-  FIRN_ASSIGN(const std::vector<TokenId> prompt, encode_prompt(arguments, model.tokenizer));
+  FIRN_ASSIGN(const std::vector<TokenId> prompt, encode_prompt(arguments, text, model.tokenizer));
   FIRN_ASSIGN(llama::Sampler sampler, llama::Sampler::create(arguments.sampling));
   FIRN_ASSIGN(llama::Sequence sequence, session.engine->begin(prompt));
   report.prompt_tokens = prompt.size();
@@ -152,10 +152,10 @@ Result<Report> answer(const Arguments& arguments, const LoadedModel& model, Sess
 Status run_prompt(const Arguments& arguments) {
   FIRN_ASSIGN(LoadedConfig loaded, arguments.settings.load());
   if (arguments.pump) loaded.config.mover.worker = false;
-  FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model,
-              LoadedModel::load(arguments.model.empty() ? demo_model_path() : arguments.model));
+  FIRN_ASSIGN(const std::string text, read_prompt(arguments));
+  FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(arguments.model));
   FIRN_ASSIGN(Session session, Session::open(*model, loaded.config));
-  FIRN_ASSIGN(const Report report, answer(arguments, *model, session));
+  FIRN_ASSIGN(const Report report, answer(arguments, text, *model, session));
   if (!arguments.tokens_out.empty()) FIRN_TRY(write_tokens(arguments.tokens_out, report.generated.tokens));
   if (arguments.json)
     print_json(report, session.manager->config(), model->tokenizer);

@@ -21,7 +21,10 @@ double seconds(clockid_t clock) {
 
 Clock Clock::now() { return {seconds(CLOCK_MONOTONIC), seconds(CLOCK_PROCESS_CPUTIME_ID)}; }
 
-Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& path) {
+Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::string& chosen) {
+  const std::string path = chosen.empty() ? demo_model_path() : chosen;
+  if (chosen.empty() && access(path.c_str(), R_OK) != 0)
+    return Status(Code::kInvalidArgument, path + " is not there; ./run build fetches it, or name another with --model");
   FIRN_ASSIGN(llama::Model model, llama::Model::load(path));
   FIRN_ASSIGN(llama::Tokenizer tokenizer, llama::Tokenizer::create(model.file()));
   return std::make_unique<LoadedModel>(LoadedModel{std::move(model), std::move(tokenizer)});

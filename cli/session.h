@@ -23,7 +23,7 @@ namespace firn::cli {
 struct LoadedModel {
   llama::Model model;
   llama::Tokenizer tokenizer;
-  static Result<std::unique_ptr<LoadedModel>> load(const std::string& path);
+  static Result<std::unique_ptr<LoadedModel>> load(const std::string& path);  // empty: the demo's model
 };
 
 struct Session {

@@ -18,7 +18,9 @@ constexpr std::uint64_t kTiB = 1ull << 40;
 constexpr std::array<string_view, 3> kDevices{"auto", "cpu", "none"};
 constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
 constexpr std::array<string_view, 2> kHostCodecs{"raw", "lossless"};
-constexpr std::array<string_view, 1> kEvictions{"lru"};
+// policy_names(), which this part must not know; a test of the command line compares the two.
+constexpr std::array<string_view, 10> kEvictions{"lru",   "lru_tail_first", "fifo",   "lfu",         "length_aware",
+                                                 "sieve", "slru",           "s3fifo", "s3fifo_fill", "arc"};
 
 bool parse_count(string_view text, std::uint64_t& out) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
@@ -126,8 +128,9 @@ const Setting kSettings[] = {
 };
 #undef FIRN_FIELD
 
-// FIRN_ variables that name files and folders, never behaviour.
-constexpr std::array<string_view, 3> kOtherEnvironment{"FIRN_CACHE_DIR", "FIRN_SMOLLM2_GGUF", "FIRN_BLAKE3_DIR"};
+// FIRN_ variables that are no settings of a deployment: places, and what tests are asked to do.
+constexpr std::array<string_view, 5> kOtherEnvironment{"FIRN_CACHE_DIR", "FIRN_SMOLLM2_GGUF", "FIRN_BLAKE3_DIR",
+                                                       "FIRN_FULL_MATRIX", "FIRN_UPDATE_GOLDEN"};
 
 Status mismatch(const Setting& setting, string_view text) {
   constexpr std::size_t kMaxShown = 80;

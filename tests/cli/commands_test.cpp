@@ -1,0 +1,102 @@
+// run and demo from end to end, on a random model small enough for the sanitizers. It says nonsense, and must say the
+// same nonsense wherever its cache is.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/config/settings.h"
+#include "firn/policy.h"
+#include "tests/cli/program.h"
+
+namespace firn::cli {
+namespace {
+
+nlohmann::json run_json(const std::string& line) {
+  const Ran ran = run_line(line, /*with_stderr=*/false);
+  EXPECT_EQ(ran.exit_code, 0) << line << "\n" << run_line(line, true).output;
+  nlohmann::json json = nlohmann::json::parse(ran.output, nullptr, /*allow_exceptions=*/false);
+  EXPECT_FALSE(json.is_discarded()) << ran.output;
+  return json;
+}
+
+const std::string kRun =
+    "firn run --model " FIRN_RANDOM_MODEL " --prompt-file tests/cli/prompt.txt --max-tokens 24 --ignore-end --json ";
+
+TEST(RunCommand, SaysTheSameAtEveryBudgetAndWhoeverMovesTheBlocks) {
+  const nlohmann::json roomy = run_json(kRun + "--pool-budget 64MiB");
+  ASSERT_EQ(roomy["tokens"].size(), 24u);
+  EXPECT_GT(roomy["prompt_tokens"], 700);
+  EXPECT_EQ(roomy["evictions"], 0);
+  // The least pool there can be: sinks, recent window and one block to grow into.
+  const std::string tight =
+      "--pool-budget 400KiB --host-budget 8MiB --set pool.staging=64KiB --set pool.max_step_tokens=32 ";
+  const nlohmann::json worker = run_json(kRun + tight);
+  EXPECT_GT(worker["evictions"], 0);
+  EXPECT_GT(worker["blocks_staged"], 0);
+  EXPECT_EQ(worker["tokens"], roomy["tokens"]);
+  const nlohmann::json pump = run_json(kRun + tight + "--pump --threads 1");
+  EXPECT_EQ(pump["worker"], false);
+  EXPECT_EQ(pump["threads"], 1);
+  EXPECT_GT(pump["evictions"], 0);
+  EXPECT_EQ(pump["tokens"], roomy["tokens"]);
+}
+
+TEST(RunCommand, ASeedGivesTheSameSampleAndAnotherSeedAnother) {
+  const std::string sampled = kRun + "--pool-budget 64MiB --temperature 1 --seed ";
+  const nlohmann::json seven = run_json(sampled + "7");
+  EXPECT_EQ(run_json(sampled + "7")["tokens"], seven["tokens"]);
+  EXPECT_NE(run_json(sampled + "8")["tokens"], seven["tokens"]);
+}
+
+TEST(RunCommand, WritesTheTokensOneALine) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_tokens_" + std::to_string(getpid()));
+  const nlohmann::json json = run_json(kRun + "--pool-budget 64MiB --tokens-out " + file.string());
+  std::ifstream in(file);
+  std::vector<int> tokens;
+  for (int token; in >> token;) tokens.push_back(token);
+  std::filesystem::remove(file);
+  EXPECT_EQ(nlohmann::json(tokens), json["tokens"]);
+}
+
+TEST(DemoCommand, RestoresTheSameBlocksAndTheSameAnswer) {
+  const nlohmann::json demo = run_json("firn demo --json --model " FIRN_RANDOM_MODEL
+                                       " --document-tokens 500 --repeats 1 --pool-budget 1MiB --host-budget 8MiB"
+                                       " --set pool.max_step_tokens=64");
+  EXPECT_EQ(demo["answers_equal"], true);
+  EXPECT_GT(demo["blocks_compared"], 20);
+  EXPECT_EQ(demo["blocks_equal"], demo["blocks_compared"]);
+  EXPECT_GT(demo["prefix_tokens"], 400);
+  EXPECT_EQ(demo["restore"]["tokens_reused"], demo["prefix_tokens"]);
+  EXPECT_EQ(demo["restore"]["pool_hits"], 0);
+  EXPECT_GT(demo["restore"]["frames_read"], 0);
+  EXPECT_EQ(demo["recompute"]["tokens_reused"], 0);
+  EXPECT_GT(demo["found_in_pool"]["pool_hits"], 20);
+  EXPECT_GT(demo["slots_evicted"], 0);
+  EXPECT_GT(demo["slots_poisoned"], 0);
+}
+
+TEST(DemoCommand, TellsItsStoryToPeople) {
+  const Ran ran = run_line("firn demo --model " FIRN_RANDOM_MODEL
+                           " --document-tokens 300 --repeats 1 --pool-budget 1MiB --host-budget 8MiB"
+                           " --set pool.max_step_tokens=64",
+                           /*with_stderr=*/false);
+  EXPECT_EQ(ran.exit_code, 0);
+  for (const char* part : {"512 bytes of keys and values per token", "recompute the prefix", "restore it from host",
+                           "found in the pool", "the same, one by one", "Nothing is gained while"})
+    EXPECT_NE(ran.output.find(part), std::string::npos) << part << " is missing in:\n" << ran.output;
+}
+
+TEST(SettingsTable, KnowsEveryEvictionPolicy) {
+  const auto words = find_setting("eviction")->words;
+  const auto names = policy_names();
+  EXPECT_TRUE(std::equal(words.begin(), words.end(), names.begin(), names.end()));
+}
+
+}  // namespace
+}  // namespace firn::cli
