@@ -97,7 +97,8 @@ void use_target(std::int64_t target) {  // 0: back to normal
 }
 
 TEST(Products, ATokensBitsDoNotDependOnBatchChunksOrThreads) {
-  constexpr std::size_t kTokens = 400, kColumns = 800, kRows = 70;  // more than one expansion, a partial last panel
+  constexpr std::size_t kTokens = 200, kColumns = 800,
+                        kRows = 70;  // more than one expansion and one share, a partial panel
   for (const std::int64_t target : targets())
     for (const TensorType type : kTypes) {
       use_target(target);
@@ -110,7 +111,7 @@ TEST(Products, ATokensBitsDoNotDependOnBatchChunksOrThreads) {
         const auto y = product(one, matrix, std::span(x).subspan(t * kColumns, kColumns));
         alone.insert(alone.end(), y.begin(), y.end());
       }
-      for (const std::size_t batch : {2, 3, 4, 5, 6, 11, 12, 13, 29, 192, 193, 400})
+      for (const std::size_t batch : {2, 3, 4, 5, 6, 12, 13, 29, 200})
         for (std::size_t start : {std::size_t{0}, std::size_t{1}}) {
           const std::size_t tokens = std::min(batch, kTokens - start);
           const auto y =
