@@ -22,6 +22,7 @@ constexpr std::array kRules = {
     Entry{"s3fifo", make_s3fifo_ranking},
     Entry{"s3fifo_fill", make_s3fifo_fill_ranking},
     Entry{"arc", make_arc_ranking},
+    Entry{"session", make_session_ranking},
 };
 constexpr auto kNames = [] {
   std::array<std::string_view, kRules.size() + 1> names{"lru"};

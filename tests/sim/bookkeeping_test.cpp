@@ -242,6 +242,36 @@ TEST(WholeTraces, AgenticPrefixRatiosAreTheReference) {
   expect_table(path, {10000, 30000, 50000, 100000}, rows);
 }
 
+// The promise that docs/policies.md makes for "session": nowhere more than half a point below the best classic policy.
+TEST(WholeTraces, SessionPolicyIsNowhereMoreThanHalfAPointBelowTheBestClassic) {
+  struct Cell {
+    const char* trace;
+    std::uint32_t blocks;
+    double best;
+  };
+  std::vector<Cell> cells = {{"mooncake-fast25/conversation_trace.jsonl", 1000, 0.0556},
+                             {"mooncake-fast25/conversation_trace.jsonl", 10000, 0.2221},
+                             {"mooncake-fast25/conversation_trace.jsonl", 30000, 0.3257},
+                             {"mooncake-fast25/conversation_trace.jsonl", 50000, 0.3546},
+                             {"mooncake-fast25/conversation_trace.jsonl", 100000, 0.3637},
+                             {"mooncake-fast25/synthetic_trace.jsonl", 1000, 0.0911},
+                             {"mooncake-fast25/synthetic_trace.jsonl", 10000, 0.4337},
+                             {"mooncake-fast25/synthetic_trace.jsonl", 30000, 0.6260},
+                             {"mooncake-fast25/synthetic_trace.jsonl", 50000, 0.6396}};
+#ifdef NDEBUG
+  for (const auto& [blocks, best] : std::vector<std::pair<std::uint32_t, double>>{
+           {10000, 0.5761}, {30000, 0.8791}, {50000, 0.9313}, {100000, 0.9450}})
+    cells.push_back({"weka-kv-cache-tester/agentic_A.jsonl.zst", blocks, best});
+#endif
+  for (const Cell& cell : cells) {
+    FIRN_NEED_TRACE(path, cell.trace);
+    const Counts counts = count(path, "session", {cell.blocks});
+    EXPECT_GE(static_cast<double>(counts.prefix_hits) / static_cast<double>(counts.blocks), cell.best - 0.005)
+        << cell.trace << " at " << cell.blocks;
+    EXPECT_EQ(counts.prefix_hits, counts.member_hits) << "suffix first: never a hole in what is kept";
+  }
+}
+
 struct Stack {
   const char* trace;
   std::vector<std::uint32_t> tiers;

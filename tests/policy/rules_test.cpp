@@ -1,0 +1,105 @@
+// What every eviction rule owes its caller, whatever its order.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+
+#include "firn/policy.h"
+
+namespace firn {
+namespace {
+
+class EveryPolicy : public testing::TestWithParam<std::string_view> {
+ protected:
+  std::unique_ptr<EvictionPolicy> make(std::uint32_t capacity) { return make_policy(GetParam(), capacity).value(); }
+  static std::vector<BlockId> victims(EvictionPolicy& policy, Need need, const Filter& filter = {}) {
+    std::vector<BlockId> out(64);
+    out.resize(policy.victims(need, filter, out));
+    return out;
+  }
+  static BlockFacts facts(std::uint32_t id, std::uint64_t bytes = 10, bool copy = false, bool live = false) {
+    return {.id = BlockId{id}, .position = id * 16, .bytes = bytes, .live = live, .has_copy = copy, .key_hash = id + 1};
+  }
+};
+
+TEST_P(EveryPolicy, NamesOnlyCandidatesAndEachOnce) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 20; ++round) {
+    const auto policy = make(40);
+    std::set<std::uint32_t> inside;
+    for (int step = 0; step < 2000; ++step) {
+      const std::uint32_t id = random() % 40;
+      const Instant now{step * 1'000'000'000ll};
+      switch (random() % 5) {
+        case 0:
+          policy->on_miss(id + 1, now);
+          policy->on_insert(facts(id, 10, random() % 3 == 0, random() % 2 == 0), now);
+          inside.insert(id);
+          break;
+        case 1:
+          policy->on_access(BlockId{id}, static_cast<Access>(random() % 4), now);
+          break;
+        case 2:
+          policy->on_remove(BlockId{id});
+          inside.erase(id);
+          break;
+        default: {
+          const std::size_t count = 1 + random() % 4;
+          const auto odd = [](BlockId block) { return index(block) % 2 == 1; };
+          const bool filtered = random() % 2 == 0;
+          const std::vector<BlockId> out = victims(*policy, {.count = count}, filtered ? Filter(odd) : Filter());
+          std::set<std::uint32_t> seen;
+          for (const BlockId block : out) {
+            ASSERT_TRUE(inside.count(index(block))) << "not a candidate";
+            ASSERT_TRUE(seen.insert(index(block)).second) << "twice";
+            ASSERT_TRUE(!filtered || odd(block)) << "vetoed";
+          }
+          const std::size_t may_go = static_cast<std::size_t>(
+              std::count_if(inside.begin(), inside.end(), [&](std::uint32_t i) { return !filtered || i % 2 == 1; }));
+          ASSERT_EQ(out.empty(), may_go == 0) << "if somebody may go, somebody goes";
+          for (const BlockId block : out) {
+            policy->on_remove(block);
+            inside.erase(index(block));
+          }
+        }
+      }
+      ASSERT_EQ(policy->candidates(), inside.size());
+    }
+  }
+}
+
+TEST_P(EveryPolicy, LosesNothingBeforeItLosesSomething) {
+  const auto policy = make(8);
+  policy->on_insert(facts(0), {});
+  policy->on_insert(facts(1, 10, true, true), {});
+  policy->on_insert(facts(2, 10, true, false), {});
+  EXPECT_EQ(victims(*policy, {.count = 3}), (std::vector<BlockId>{BlockId{2}, BlockId{1}, BlockId{0}}));
+  policy->on_access(BlockId{0}, Access::kCopied, {});
+  policy->on_access(BlockId{2}, Access::kCopyLost, {});
+  EXPECT_EQ(victims(*policy, {.count = 3}), (std::vector<BlockId>{BlockId{0}, BlockId{1}, BlockId{2}}));
+}
+
+TEST_P(EveryPolicy, IsDeterministic) {
+  std::vector<std::uint32_t> order[2];
+  for (auto& out : order) {
+    const auto policy = make(30);
+    std::mt19937 random(9);
+    for (int step = 0; step < 3000; ++step) {
+      const std::uint32_t id = random() % 30;
+      policy->on_insert(facts(id), {step * 1000});
+      if (step % 3 == 0)
+        for (const BlockId block : victims(*policy, {.count = 1})) {
+          out.push_back(index(block));
+          policy->on_remove(block);
+        }
+    }
+  }
+  EXPECT_EQ(order[0], order[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, EveryPolicy, testing::ValuesIn(policy_names().begin(), policy_names().end()),
+                         [](const auto& param) { return std::string(param.param); });
+
+}  // namespace
+}  // namespace firn
