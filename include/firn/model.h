@@ -23,7 +23,8 @@ FIRN_API std::string_view to_string(Dtype dtype);
 struct Digest {
   std::array<std::uint8_t, 32> bytes{};
   auto operator<=>(const Digest&) const = default;
-  bool is_zero() const {  // by words: the pool asks it of every block it touches, and a call to memcmp was half its time
+  // By words: the pool asks it of every block it touches, and a call to memcmp was half its time.
+  bool is_zero() const {
     std::uint64_t words[4];
     std::memcpy(words, bytes.data(), sizeof(words));
     return (words[0] | words[1] | words[2] | words[3]) == 0;
