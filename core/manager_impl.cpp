@@ -74,7 +74,7 @@ Status ManagerImpl::set_up() {
   }
   config_.threads = threads_->size();
   if (!device_) {
-    own_device_ = bytes_ ? make_cpu_device(*threads_) : make_null_device();
+    FIRN_ASSIGN(own_device_, make_device(config_.device, *threads_));
     device_ = own_device_.get();
   }
   if (config_.device == "auto") config_.device = device_->memory().info().name;

@@ -191,7 +191,7 @@ Violations ManagerImpl::verify() const {
       fail("ledger: {} bytes spent on {}, its parts have {}", ledger_->spent(account), to_string(account), parts);
   };
   spent(Account::kPool, pool_bytes);
-  spent(Account::kStaging, staging_.bytes);
+  spent(Account::kStaging, staging_.bytes + transfer_.bytes);
   spent(Account::kWorkspace, workspace_.bytes);
   spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes);
   if (ledger_->spent(Budget::kHost) != fixed_host_bytes_)

@@ -15,7 +15,6 @@ using Kind = Setting::Kind;
 using std::string_view;
 
 constexpr std::uint64_t kTiB = 1ull << 40;
-constexpr std::array<string_view, 3> kDevices{"auto", "cpu", "none"};
 constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
 constexpr std::array<string_view, 2> kHostCodecs{"raw", "lossless"};
 // policy_names(), which this part must not know; a test of the command line compares the two.
@@ -46,6 +45,21 @@ Status check_spread(string_view weights) {
     return Status(Code::kInvalidArgument, fmt::format("spread has {} weights, {} are the most", count, kMaxNodes));
   if (sum == 0) return Status(Code::kInvalidArgument, "all weights of spread are 0; write spread:2,1");
   return {};
+}
+
+// Which devices there are is asked when one is made: a file may be checked on another machine. Three letters are no
+// name, which catches slips of the common words.
+Status check_device(string_view text) {
+  constexpr std::size_t kLeastName = 4, kMostName = 256;
+  for (const string_view word : {"auto", "cpu", "none", "lavapipe"})
+    if (text == word) return {};
+  std::uint64_t index = 0;
+  if (parse_count(text, index) && index < 1000) return {};
+  if (text.size() >= kLeastName && text.size() <= kMostName) return {};
+  return Status(Code::kInvalidArgument,
+                fmt::format("\"{}\" is no device; write auto, cpu, none, lavapipe, or a GPU's index, UUID or name "
+                            "(firn doctor lists them)",
+                            text.substr(0, kMostName)));
 }
 
 // Which nodes there are is asked when the arenas are made: a file may be checked on another machine.
@@ -90,8 +104,13 @@ constexpr Setting flag(string_view key, Setting::Field field, string_view descri
 #define FIRN_FIELD(path) (+[](Config & c) -> auto& { return c.path; })
 
 const Setting kSettings[] = {
-    word("device", FIRN_FIELD(device), kDevices,
-         "where the pool is and attention runs; none: bookkeeping without bytes"),
+    {.key = "device",
+     .kind = Kind::kText,
+     .field = FIRN_FIELD(device),
+     .description = "where the pool is and attention runs; auto: a GPU, else cpu; none: bookkeeping without bytes",
+     .form = "auto, cpu, none, lavapipe, or a GPU's index, UUID or name",
+     .pattern = "^([0-9]{1,3}|cpu|.{4,256})$",
+     .check = check_device},
     count("threads", FIRN_FIELD(threads), 1, 1024, "auto",
           "threads of the cpu device and of codecs, per process; auto: one per usable processor"),
     word("mode", FIRN_FIELD(mode), kModes, "when a token may become lossy; exact codecs give the same output in both"),

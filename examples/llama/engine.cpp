@@ -14,11 +14,8 @@ namespace {
 
 constexpr std::uint32_t kSmallStepRows = 64;  // below this the products no longer share much per expanded weight
 
-// On the cpu device an address is the pointer. An engine on a GPU passes its own buffers' addresses instead.
-DeviceAddress address(const std::vector<float>& values) { return reinterpret_cast<DeviceAddress>(values.data()); }
-
-std::span<float> row(std::vector<float>& values, std::size_t i, std::size_t width) {
-  return std::span(values).subspan(i * width, width);
+std::span<float> row(std::span<float> values, std::size_t i, std::size_t width) {
+  return values.subspan(i * width, width);
 }
 
 }  // namespace
@@ -66,14 +63,32 @@ Engine::Engine(const Model& model, Manager& manager, ThreadPool& threads)
   const Geometry& g = model.geometry();
   hidden_.resize(max_rows_ * g.hidden);
   normed_.resize(max_rows_ * g.hidden);
-  query_.resize(max_rows_ * g.query_width());
-  attended_.resize(max_rows_ * g.query_width());
-  key_.resize(max_rows_ * g.kv_width());
-  value_.resize(max_rows_ * g.kv_width());
   gate_.resize(max_rows_ * g.feed_forward);
   up_.resize(max_rows_ * g.feed_forward);
   cosines_.resize(max_rows_ * g.rotated_dims / 2);
   sines_.resize(max_rows_ * g.rotated_dims / 2);
+}
+
+Engine::~Engine() {
+  if (shared_.bytes != 0) manager_.device().memory().free(shared_);  // run() waited for whoever used it
+}
+
+// An engine that computes on the GPU passes its own buffers' addresses instead.
+Status Engine::take_shared() {
+  if (shared_.bytes != 0) return {};
+  const Geometry& g = model_.geometry();
+  const std::size_t q = max_rows_ * g.query_width(), kv = max_rows_ * g.kv_width();
+  FIRN_ASSIGN(shared_, manager_.device().memory().allocate(RegionUse::kStaging, (2 * q + 2 * kv) * sizeof(float)));
+  const std::span<float> all(reinterpret_cast<float*>(shared_.host), 2 * q + 2 * kv);
+  query_ = all.first(q);
+  attended_ = all.subspan(q, q);
+  key_ = all.subspan(2 * q, kv);
+  value_ = all.subspan(2 * q + kv, kv);
+  return {};
+}
+
+DeviceAddress Engine::address(std::span<const float> part) const {
+  return shared_.address + static_cast<DeviceAddress>(reinterpret_cast<const std::byte*>(part.data()) - shared_.host);
 }
 
 Status Engine::check_input(std::span<const TokenId> tokens) const {
@@ -103,6 +118,7 @@ Result<Sequence> Engine::fork(const Sequence& sequence) {
 }
 
 Status Engine::run(std::span<Sequence* const> sequences, const std::function<void(std::size_t)>& on_step) {
+  FIRN_TRY(take_shared());
   for (const Sequence* sequence : sequences) FIRN_TRY(check_input(sequence->tokens()));
   for (;;) {
     FIRN_ASSIGN(const std::vector<Part> parts, plan(sequences));

@@ -59,6 +59,9 @@ class Sequence {
 class Engine {
  public:
   Engine(const Model& model, Manager& manager, ThreadPool& threads);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   // kInvalidArgument: no tokens, one outside the vocabulary, or more than the model's context.
   Result<Sequence> begin(std::span<const TokenId> tokens, const BeginOptions& options = {});
@@ -94,14 +97,18 @@ class Engine {
   void normalise(std::span<const float> weight, std::size_t row_count);
   void rotate_rows(std::size_t row_count);
   Status wait(const Result<Fence>& work);
+  Status take_shared();  // once
+  DeviceAddress address(std::span<const float> part) const;
 
   const Model& model_;
   Manager& manager_;
   ThreadPool& threads_;
   std::size_t max_rows_;
   Counters counters_;
-  // Activations of one step, all [row][...].
-  std::vector<float> hidden_, normed_, query_, key_, value_, attended_, gate_, up_, cosines_, sines_;
+  // Activations of one step, all [row][...]. What firn reads and writes lies where its device and the host both reach.
+  std::vector<float> hidden_, normed_, gate_, up_, cosines_, sines_;
+  Region shared_;
+  std::span<float> query_, key_, value_, attended_;
   std::vector<float> wanted_, logits_;
 };
 

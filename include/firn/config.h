@@ -16,7 +16,7 @@
 namespace firn {
 
 struct Config {
-  std::string device = "auto";  // auto | cpu | none (bookkeeping only)
+  std::string device = "auto";  // auto | cpu | none (bookkeeping only) | lavapipe | a GPU's index, UUID or name
   std::uint32_t threads = 0;    // of the cpu device and of codecs; 0: one per usable processor
   std::string mode = "strict";  // strict | opportunistic: when a token may become lossy (docs/design.md)
 

@@ -154,6 +154,9 @@ class ThreadPool;
 
 // The device in host memory: SIMD kernels, no driver. The pool outlives the device. Source: core/cpu.
 FIRN_API std::unique_ptr<Device> make_cpu_device(ThreadPool& threads);
+// By the name that the configuration has for it: auto (a GPU where there is one, else cpu), cpu, none, or a Vulkan
+// device: lavapipe, an index, a UUID, a part of a name. kUnavailable says what is missing.
+FIRN_API Result<std::unique_ptr<Device>> make_device(const std::string& name, ThreadPool& threads);
 // A device without bytes, for schedulers and simulation: regions have addresses but no memory, kernels do nothing.
 FIRN_API std::unique_ptr<Device> make_null_device();
 

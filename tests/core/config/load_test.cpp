@@ -116,7 +116,8 @@ TEST(LoadConfig, ReportsEveryMistakeWithItsPlaceAndTheNearestKey) {
   input.overrides = {{"host.codek", "raw", "--set host.codek=raw"}};
   EXPECT_EQ(
       failure(input),
-      "my.yaml:1:9: device: \"gpu\" is not auto or cpu or none\n"
+      "my.yaml:1:9: device: \"gpu\" is no device; write auto, cpu, none, lavapipe, or a GPU's index, UUID or name "
+      "(firn doctor lists them)\n"
       "my.yaml:2:1: there is no setting \"thread\"; did you mean threads?\n"
       "my.yaml:4:3: there is no setting \"pool.bugdet\"; did you mean pool.budget?\n"
       "my.yaml:5:12: pool.staging: \"16\" is not a size: it has no unit; write it like 16MiB or 1.5GiB\n"
@@ -196,7 +197,9 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
     change(config);
     return validate(config).message();
   };
-  EXPECT_EQ(broken([](Config& c) { c.device = "gpu"; }), "device: \"gpu\" is not auto or cpu or none");
+  EXPECT_EQ(broken([](Config& c) { c.device = "gpu"; }),
+            "device: \"gpu\" is no device; write auto, cpu, none, lavapipe, or a GPU's index, UUID or name (firn "
+            "doctor lists them)");
   EXPECT_EQ(broken([](Config& c) { c.host.codec = "zip"; }), "host.codec: \"zip\" is not raw or lossless");
   EXPECT_EQ(broken([](Config& c) { c.mover.queue = 0; }),
             "mover.queue: 0 is out of range; write a whole number from 1 to 65536");
