@@ -8,6 +8,10 @@
 #include "firn/thread_pool.h"
 #include "tests/core/cpu/attend_fixture.h"
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // ours are a pair; inlining one hides that
+#endif
+
 namespace {
 std::atomic<std::uint64_t> allocations{0};
 }

@@ -139,19 +139,17 @@ TEST_F(AttendTest, LogitsFarApartNeitherOverflowNorVanish) {
 }
 
 TEST_F(AttendTest, AnImpossibleBatchIsRefusedWithTheItemsNumber) {
-  std::vector<float> memory(4096);
-  const auto address = reinterpret_cast<DeviceAddress>(memory.data());
-  const BlockView view{address, address, 128, 128, 128, 128};
+  std::vector<float> q(64), out(64), state(66), partials(16 + 66);
+  std::vector<std::byte> block(16 * 256);
+  const auto address = [](auto& memory) { return reinterpret_cast<DeviceAddress>(memory.data()); };
+  const BlockView view{address(block), address(block), 256, 128, 256, 128};
   const AttendItem good{0, 1, 15, 0, 16, 0};
-  AttendBatch batch{.shape = {Dtype::kF16, 1, 64, 64},
-                    .query_heads = 1,
-                    .scale = 1,
-                    .row_count = 1,
-                    .q = address,
-                    .out = address,
-                    .views = {&view, 1},
-                    .state = address,
-                    .partials = address};
+  AttendBatch batch{.shape = {Dtype::kF16, 1, 64, 64}, .query_heads = 1, .scale = 1, .row_count = 1};
+  batch.q = address(q);
+  batch.out = address(out);
+  batch.state = address(state);
+  batch.partials = address(partials);
+  batch.views = {&view, 1};
   const auto refusal = [&](AttendItem item) {
     const AttendItem items[2] = {good, item};
     batch.items = items;

@@ -46,14 +46,14 @@ struct Invariance : ::testing::Test {
   }
 };
 
+// That these bits are also the right ones is attend_test's claim.
 TEST_F(Invariance, ARowAloneEqualsItselfInChunksOfEverySize) {
+  constexpr std::uint32_t kRows = 30;
   for (const Case& c : cases()) {
     Sequence sequence(c.shape, c.tokens, 1);
-    const std::uint32_t begin = c.tokens - 40;
+    const std::uint32_t begin = c.tokens - kRows;
     const std::vector<float> want = alone(c.attention, sequence, begin, c.tokens);
-    ASSERT_LE(largest_difference(want, c.attention.reference({{&sequence, begin, 40}})), 2e-5)
-        << describe(c.shape, c.attention);
-    for (const std::uint32_t chunk : {2u, 7u, 8u, 9u, 23u, 40u}) {
+    for (const std::uint32_t chunk : {2u, 7u, 8u, 9u, 23u, kRows}) {
       std::vector<float> got;
       for (std::uint32_t p = begin; p < c.tokens; p += chunk) {
         const std::vector<float> rows =
@@ -83,17 +83,18 @@ TEST_F(Invariance, WavesThreadsPlacementAndNeighboursChangeNoBit) {
       const std::vector<float> want = c.attention.run(*devices[0], {{&plain, p, rows}});
       for (const Layout layout : {Layout::kTokenMajor, Layout::kHeadMajor, Layout::kScattered}) {
         Sequence placed(c.shape, c.tokens, 1, layout);
-        for (const std::uint32_t wave : {1u, 2u, 100u})
-          for (const auto& device : devices) {
-            Attention attention = c.attention;
-            attention.splits_a_wave = wave;
-            attention.skip_unseen_splits = wave == 2;
-            std::vector<float> got = attention.run(*device, {{&other, 299, 1}, {&placed, p, rows}, {&other, 250, 11}});
-            got.erase(got.begin(), got.begin() + std::size_t{c.attention.query_heads} * c.shape.value_dim);
-            got.resize(want.size());
-            ASSERT_TRUE(same_bits(got, want)) << "layout " << static_cast<int>(layout) << ", waves of " << wave << ", "
-                                              << rows << " rows: " << describe(c.shape, c.attention);
-          }
+        for (const std::uint32_t wave : {1u, 2u, 99u}) {
+          Attention attention = c.attention;
+          attention.splits_a_wave = wave;
+          attention.skip_unseen_splits = wave == 2;
+          Device& device =
+              *devices[(static_cast<std::uint32_t>(layout) + wave) % 3];  // each layout and wave meets each
+          std::vector<float> got = attention.run(device, {{&other, 299, 1}, {&placed, p, rows}, {&other, 250, 11}});
+          got.erase(got.begin(), got.begin() + std::size_t{c.attention.query_heads} * c.shape.value_dim);
+          got.resize(want.size());
+          ASSERT_TRUE(same_bits(got, want)) << "layout " << static_cast<int>(layout) << ", waves of " << wave << ", "
+                                            << rows << " rows: " << describe(c.shape, c.attention);
+        }
       }
     }
   }
