@@ -13,7 +13,7 @@ function(firn_public_library name)
   target_sources(${name} PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR}/include FILES ${headers})
   target_compile_features(${name} PUBLIC cxx_std_20)
   target_link_libraries(${name} PUBLIC Threads::Threads
-                        PRIVATE hwy::hwy PkgConfig::zstd PkgConfig::xxhash PkgConfig::numa yaml-cpp fmt::fmt)
+                        PRIVATE hwy::hwy PkgConfig::zstd PkgConfig::xxhash PkgConfig::numa ZLIB::ZLIB yaml-cpp fmt::fmt)
   set_target_properties(${name} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0)
   install(TARGETS ${name} EXPORT firnTargets FILE_SET HEADERS)
   install(EXPORT firnTargets NAMESPACE firn:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/firn)

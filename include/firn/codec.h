@@ -8,7 +8,9 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "firn/device.h"
 #include "firn/export.h"
@@ -106,5 +108,38 @@ struct IntegerCoding {
   bool mix_keys = true, mix_values = true;     // Hadamard transform of each head first: outliers spread over all values
 };
 FIRN_API Result<std::unique_ptr<Codec>> make_integer_codec(const IntegerCoding& coding);
+
+// --- artefacts: what a transform codec learnt of a model (docs/codecs.md) ---
+// What was measured of one rate, on text that took no part in the calibration.
+struct ArtefactRate {
+  std::uint32_t rate = 0;     // the codec's rate setting; of kvtc the target ratio, before entropy coding
+  double realised_ratio = 0;  // raw bytes / frame bytes
+  double payload_bits = 0;    // bits a token and tensor before entropy coding, keys and values together...
+  double target_bits = 0;     // ...of this many allowed
+  ErrorBound bound;           // above: not what it was measured on
+  bool measured = false;      // the figures below are there
+  double mean_kld = 0, p99_kld = 0, top1 = 0;
+  std::uint64_t measured_tokens = 0;
+  std::vector<double> key_errors, value_errors;  // relative, per layer
+};
+struct ArtefactInfo {
+  CodecId codec = CodecId::kKvtc;
+  Digest digest;
+  std::string model, calibrated_on;
+  std::uint32_t layer_count = 0, stack_layers = 0;  // stack_layers 0: all
+  std::uint64_t tokens = 0, file_bytes = 0;
+  std::vector<ArtefactRate> rates;
+};
+class Artefact;
+// kCorrupt: the file is not what it says it is. Everything is checked before it is used.
+FIRN_API Result<std::shared_ptr<const Artefact>> load_artefact(const std::string& path);
+FIRN_API Result<std::shared_ptr<const Artefact>> parse_artefact(std::span<const std::byte> bytes);
+FIRN_API ArtefactInfo describe(const Artefact& artefact);
+
+enum class EntropyCoder : std::uint8_t { kNone = 0, kDeflate = 1, kZstd = 2 };
+// kInvalidArgument: the artefact is of another model or codec, or has no such rate; the message lists what it has.
+FIRN_API Result<std::unique_ptr<Codec>> make_codec(CodecId id, std::shared_ptr<const Artefact> artefact,
+                                                   std::uint32_t rate, const ModelSpec& model,
+                                                   EntropyCoder entropy = EntropyCoder::kDeflate);
 
 }  // namespace firn

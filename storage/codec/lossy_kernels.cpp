@@ -7,6 +7,15 @@
 
 #include "core/cpu/half.h"
 
+namespace firn::lossy {
+#ifndef FIRN_STORAGE_CODEC_RANGE_
+#define FIRN_STORAGE_CODEC_RANGE_
+struct Range {
+  float least, most;
+};
+#endif
+}  // namespace firn::lossy
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "storage/codec/lossy_kernels.cpp"
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
@@ -114,6 +123,56 @@ void codes_of(const float* values, std::size_t count, float inverse, int least, 
   }
 }
 
+Range range_of(const float* values, std::size_t count) {
+  float least[8], most[8];
+  for (std::size_t j = 0; j < 8; ++j) least[j] = most[j] = values[0];
+  std::size_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (std::size_t j = 0; j < 8; ++j) {
+      least[j] = values[i + j] < least[j] ? values[i + j] : least[j];
+      most[j] = values[i + j] > most[j] ? values[i + j] : most[j];
+    }
+  for (; i < count; ++i) {
+    least[0] = std::min(least[0], values[i]);
+    most[0] = std::max(most[0], values[i]);
+  }
+  for (std::size_t j = 1; j < 8; ++j) {
+    least[0] = std::min(least[0], least[j]);
+    most[0] = std::max(most[0], most[j]);
+  }
+  return {least[0], most[0]};
+}
+
+void codes_in_range(const float* values, std::size_t count, float shift, float inverse, float most,
+                    std::uint8_t* codes) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const float scaled = (values[i] - shift) * inverse;
+    const float clamped = scaled < 0.0f ? 0.0f : scaled > most ? most : scaled;
+    codes[i] = static_cast<std::uint8_t>(static_cast<int>((clamped + 12582912.0f) - 12582912.0f));
+  }
+}
+
+void values_of(const std::uint8_t* codes, std::size_t count, float shift, float scale, float* values) {
+  for (std::size_t i = 0; i < count; ++i) values[i] = shift + scale * static_cast<float>(codes[i]);
+}
+
+double error_in_range(const float* values, std::size_t count, float shift, float scale, float inverse, float most) {
+  float lanes[8] = {};
+  std::size_t i = 0;
+  const auto error = [&](float value) {
+    const float scaled = (value - shift) * inverse;
+    const float clamped = scaled < 0.0f ? 0.0f : scaled > most ? most : scaled;
+    const float d = value - (shift + scale * ((clamped + 12582912.0f) - 12582912.0f));
+    return d * d;
+  };
+  for (; i + 8 <= count; i += 8)
+    for (std::size_t j = 0; j < 8; ++j) lanes[j] += error(values[i + j]);
+  for (std::size_t j = 0; i < count; ++i, ++j) lanes[j] += error(values[i]);
+  double sum = 0;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
 // --- products ---
 constexpr std::size_t kRows = 6, kVectors = 2, kColumns = kVectors * kLanes, kDepth = 256;
 
@@ -202,6 +261,10 @@ HWY_EXPORT(energy_of);
 HWY_EXPORT(distance_of);
 HWY_EXPORT(hadamard_rows);
 HWY_EXPORT(codes_of);
+HWY_EXPORT(range_of);
+HWY_EXPORT(codes_in_range);
+HWY_EXPORT(values_of);
+HWY_EXPORT(error_in_range);
 HWY_EXPORT(project_rows);
 HWY_EXPORT(reconstruct_rows);
 
@@ -238,6 +301,32 @@ void hadamard(float* rows, std::size_t width, std::size_t row_count) {
 }
 void to_codes(const float* values, std::size_t count, float inverse, int least, int most, std::int8_t* codes) {
   HWY_DYNAMIC_DISPATCH(codes_of)(values, count, inverse, least, most, codes);
+}
+GroupScale group_scale(const float* values, std::size_t count, std::uint32_t bits) {
+  const auto range = HWY_DYNAMIC_DISPATCH(range_of)(values, count);
+  const std::uint16_t shift = to_f16(range.least);
+  const float steps = static_cast<float>((1u << bits) - 1);
+  return {shift, to_f16(std::max(0.0f, range.most - from_f16(shift)) / steps)};
+}
+
+namespace {
+float inverse_of(GroupScale scale) {
+  const float width = from_f16(scale.scale);
+  return width == 0 ? 0 : 1.0f / width;  // the smallest f16 has a reciprocal in f32
+}
+float most_of(std::uint32_t bits) { return static_cast<float>((1u << bits) - 1); }
+}  // namespace
+
+void group_codes(const float* values, std::size_t count, std::uint32_t bits, GroupScale scale, std::uint8_t* codes) {
+  HWY_DYNAMIC_DISPATCH(codes_in_range)(values, count, from_f16(scale.shift), inverse_of(scale), most_of(bits), codes);
+}
+void group_values(const std::uint8_t* codes, std::size_t count, GroupScale scale, float* values) {
+  HWY_DYNAMIC_DISPATCH(values_of)(codes, count, from_f16(scale.shift), from_f16(scale.scale), values);
+}
+double group_error(const float* values, std::size_t count, std::uint32_t bits) {
+  const GroupScale scale = group_scale(values, count, bits);
+  return HWY_DYNAMIC_DISPATCH(error_in_range)(values, count, from_f16(scale.shift), from_f16(scale.scale),
+                                              inverse_of(scale), most_of(bits));
 }
 void project(const Projection& p) { HWY_DYNAMIC_DISPATCH(project_rows)(p); }
 void reconstruct(const Projection& p) { HWY_DYNAMIC_DISPATCH(reconstruct_rows)(p); }

@@ -28,6 +28,17 @@ void hadamard(float* rows, std::size_t width, std::size_t row_count);
 // codes[i] = clamp(round(values[i] * inverse), least, most), to nearest even.
 void to_codes(const float* values, std::size_t count, float inverse, int least, int most, std::int8_t* codes);
 
+// --- groups of coefficients: min-max integers with a shift and a scale in f16, both rounded before use ---
+struct GroupScale {
+  std::uint16_t shift = 0, scale = 0;  // value = shift + scale * code
+  bool finite() const { return (shift & 0x7C00) != 0x7C00 && (scale & 0x7C00) != 0x7C00; }
+};
+GroupScale group_scale(const float* values, std::size_t count, std::uint32_t bits);
+void group_codes(const float* values, std::size_t count, std::uint32_t bits, GroupScale scale, std::uint8_t* codes);
+void group_values(const std::uint8_t* codes, std::size_t count, GroupScale scale, float* values);
+// Sum of squares of what coding changes: what group_scale, group_codes and group_values give.
+double group_error(const float* values, std::size_t count, std::uint32_t bits);
+
 // --- projections: c += a b, each element of c one chain of fused multiply-adds over ascending k ---
 // a: [rows][depth] with stride a_stride; basis: f16 [components][channels] with stride basis_stride.
 // Forward: c[row][component] = sum over channels of a[row][channel] * basis[component][channel].

@@ -1,0 +1,452 @@
+#include "storage/codec/artefact.h"
+
+#include <blake3.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "core/base/check.h"
+#include "storage/codec/bytes.h"
+
+namespace firn {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "firn artefact 1";
+constexpr const char* kMetadata = "__metadata__";
+constexpr const char* kDescription = "firn";  // key of the metadata that has it
+constexpr const char* kChecksum = "zz.blake3";
+constexpr std::uint64_t kMaxFileBytes = std::uint64_t{16} << 30, kMaxHeaderBytes = 16u << 20;
+constexpr std::size_t kMaxRates = 64;
+
+Status corrupt(std::string_view field, std::string_view what) {
+  return Status(Code::kCorrupt, fmt::format("artefact: {} {}", field, what));
+}
+
+Digest hash(std::span<const std::byte> bytes) {
+  blake3_hasher state;
+  blake3_hasher_init(&state);
+  blake3_hasher_update(&state, bytes.data(), bytes.size());
+  Digest digest;
+  blake3_hasher_finalize(&state, digest.bytes.data(), digest.bytes.size());
+  return digest;
+}
+
+// --- fields of the description; every one is checked ---
+Result<std::uint64_t> number(const Json& object, const char* field, std::uint64_t least, std::uint64_t most) {
+  const auto found = object.find(field);
+  if (found == object.end() || !found->is_number_unsigned()) return corrupt(field, "is not a number of 0 or more");
+  const auto value = found->get<std::uint64_t>();
+  if (value < least || value > most) return corrupt(field, fmt::format("is {}, not {} to {}", value, least, most));
+  return value;
+}
+
+Result<double> real(const Json& object, const char* field) {
+  const auto found = object.find(field);
+  if (found == object.end() || !found->is_number()) return corrupt(field, "is not a number");
+  const auto value = found->get<double>();
+  if (!std::isfinite(value) || value < 0) return corrupt(field, "is not a finite number of 0 or more");
+  return value;
+}
+
+Result<std::string> text(const Json& object, const char* field) {
+  const auto found = object.find(field);
+  if (found == object.end() || !found->is_string()) return corrupt(field, "is not a text");
+  return found->get<std::string>();
+}
+
+Result<Digest> digest_of_hex(const std::string& hex, const char* field) {
+  Digest digest;
+  if (hex.size() != 64) return corrupt(field, "is not 64 hexadecimal digits");
+  for (std::size_t i = 0; i < 64; ++i) {
+    const char c = hex[i];
+    const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    if (value < 0) return corrupt(field, "is not 64 hexadecimal digits");
+    digest.bytes[i / 2] = static_cast<std::uint8_t>(digest.bytes[i / 2] << 4 | value);
+  }
+  return digest;
+}
+
+// --- tensors ---
+struct Tensor {
+  std::string dtype;
+  std::vector<std::uint64_t> shape;
+  std::span<const std::byte> bytes;
+};
+using Tensors = std::map<std::string, Tensor>;
+
+std::size_t element_size(const std::string& dtype) {
+  return dtype == "F32" || dtype == "U32" ? 4 : dtype == "F16" ? 2 : dtype == "U8" ? 1 : 0;
+}
+
+Result<Tensor> read_tensor(const Json& entry, std::span<const std::byte> data, std::uint64_t& begin) {
+  Tensor tensor;
+  FIRN_ASSIGN(tensor.dtype, text(entry, "dtype"));
+  const std::size_t size = element_size(tensor.dtype);
+  if (size == 0) return corrupt("dtype", "is '" + tensor.dtype.substr(0, 16) + "', which no artefact has");
+  const auto shape = entry.find("shape"), offsets = entry.find("data_offsets");
+  if (shape == entry.end() || !shape->is_array() || shape->size() > 2) return corrupt("shape", "is not 0 to 2 numbers");
+  std::uint64_t bytes = size;
+  for (const Json& extent : *shape) {
+    if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() > kMaxFileBytes)
+      return corrupt("shape", "is not of numbers");
+    tensor.shape.push_back(extent.get<std::uint64_t>());
+    if (tensor.shape.back() != 0 && bytes > kMaxFileBytes / tensor.shape.back())
+      return corrupt("shape", "is larger than any file");
+    bytes *= tensor.shape.back();
+  }
+  if (offsets == entry.end() || !offsets->is_array() || offsets->size() != 2 || !(*offsets)[0].is_number_unsigned() ||
+      !(*offsets)[1].is_number_unsigned())
+    return corrupt("data_offsets", "are not two numbers");
+  begin = (*offsets)[0].get<std::uint64_t>();
+  const auto end = (*offsets)[1].get<std::uint64_t>();
+  if (begin > end || end > data.size() || end - begin != bytes)
+    return corrupt("data_offsets", "do not fit the shape and the file");
+  tensor.bytes = data.subspan(begin, bytes);
+  return tensor;
+}
+
+// The header's JSON, and all tensors: they follow each other without gap or overlap to the end of the file.
+Status read_tensors(const Json& header, std::span<const std::byte> data, Tensors& tensors) {
+  std::map<std::uint64_t, std::uint64_t> ranges;
+  std::size_t empty = 0;
+  for (const auto& [name, entry] : header.items()) {
+    if (name == kMetadata) continue;
+    if (!entry.is_object()) return corrupt("tensor", "is not described by an object");
+    std::uint64_t begin = 0;
+    Result<Tensor> tensor = read_tensor(entry, data, begin);
+    if (!tensor.ok()) return tensor.status().with_context("tensor " + name.substr(0, 64));
+    if (tensor->bytes.empty())
+      ++empty;
+    else if (!ranges.emplace(begin, begin + tensor->bytes.size()).second)
+      return corrupt("data_offsets", "overlap");
+    tensors.emplace(name, *std::move(tensor));
+  }
+  std::uint64_t at = 0;
+  for (const auto& [begin, end] : ranges) {
+    if (begin != at) return corrupt("data_offsets", "overlap or leave a gap");
+    at = end;
+  }
+  if (at != data.size()) return corrupt("data_offsets", "do not reach the end of the file");
+  return {};
+}
+
+Result<std::span<const std::byte>> take(Tensors& tensors, const std::string& name, const char* dtype,
+                                        std::vector<std::uint64_t> shape) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) return corrupt(name, "is missing");
+  if (found->second.dtype != dtype || found->second.shape != shape)
+    return corrupt(name, fmt::format("is not {} of the expected shape", dtype));
+  const std::span<const std::byte> bytes = found->second.bytes;
+  tensors.erase(found);
+  return bytes;
+}
+
+Result<std::vector<float>> take_floats(Tensors& tensors, const std::string& name, std::uint64_t count) {
+  FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "F32", {count}));
+  std::vector<float> values(count);
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  for (const float value : values)
+    if (!std::isfinite(value)) return corrupt(name, "has a value that is not finite");
+  return values;
+}
+
+std::string tensor_name(bool values, std::size_t stack, const char* part) {
+  return fmt::format("{}.{}.{}", values ? "values" : "keys", stack, part);
+}
+std::string plan_name(std::uint32_t rate, bool values, std::size_t stack) {
+  return fmt::format("plan.{}.{}.{}", rate, values ? "values" : "keys", stack);
+}
+
+Status read_stacks(Tensors& tensors, bool values, Artefact& artefact) {
+  const std::uint32_t width = artefact.kv.kv_heads * (values ? artefact.kv.value_dim : artefact.kv.head_dim);
+  const std::uint32_t step = artefact.stack_layers == 0 ? artefact.layer_count : artefact.stack_layers;
+  for (std::uint32_t first = 0; first < artefact.layer_count; first += step) {
+    StackBasis stack;
+    stack.first_layer = first;
+    stack.layer_count = std::min(step, artefact.layer_count - first);
+    stack.channels = stack.layer_count * width;
+    const std::size_t i = first / step;
+    FIRN_ASSIGN(stack.mean, take_floats(tensors, tensor_name(values, i, "mean"), stack.channels));
+    const std::string name = tensor_name(values, i, "basis");
+    const auto basis = tensors.find(name);
+    if (basis == tensors.end()) return corrupt(name, "is missing");
+    if (basis->second.shape.size() != 2 || basis->second.shape[0] > stack.channels)
+      return corrupt(name, "has more components than channels");
+    stack.components = static_cast<std::uint32_t>(basis->second.shape[0]);
+    FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "F16", {stack.components, stack.channels}));
+    stack.basis.resize(bytes.size() / 2);
+    std::memcpy(stack.basis.data(), bytes.data(), bytes.size());
+    for (const std::uint16_t half : stack.basis)
+      if ((half & 0x7C00) == 0x7C00) return corrupt(name, "has a value that is not finite");
+    (values ? artefact.values : artefact.keys).push_back(std::move(stack));
+  }
+  return {};
+}
+
+Result<StackPlan> read_plan(Tensors& tensors, const std::string& name, std::uint32_t components) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) return corrupt(name, "is missing");
+  if (found->second.shape.size() != 2) return corrupt(name, "is no table");
+  const std::uint64_t groups = found->second.shape[0];
+  FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "U32", {groups, 2}));
+  StackPlan plan;
+  std::uint64_t at = 0;
+  for (std::uint64_t i = 0; i < groups; ++i) {
+    const Group group{.size = load_le<std::uint32_t>(bytes.data() + 8 * i),
+                      .bits = load_le<std::uint32_t>(bytes.data() + 8 * i + 4)};
+    const bool known_size = group.size == 1 || group.size == 16 || group.size == 64 || group.size == 256 ||
+                            group.size == 1024 || (group.bits == 0 && group.size != 0);
+    if (!known_size || (group.bits != 0 && group.bits != 2 && group.bits != 4 && group.bits != 8))
+      return corrupt(name, fmt::format("group {} is no group: {} components of {} bits", i, group.size, group.bits));
+    at += group.size;
+    if (at > components) return corrupt(name, "reaches beyond the components");
+    plan.push_back(group);
+  }
+  if (!plan.empty() && plan.back().bits == 0) return corrupt(name, "ends with a group without bits");
+  return plan;
+}
+
+Result<std::vector<double>> reals(const Json& object, const char* field, std::size_t most) {
+  const auto found = object.find(field);
+  if (found == object.end() || !found->is_array() || found->size() > most)
+    return corrupt(field, "is no list of numbers");
+  std::vector<double> values;
+  for (const Json& value : *found) {
+    if (!value.is_number() || !std::isfinite(value.get<double>())) return corrupt(field, "is no list of numbers");
+    values.push_back(value.get<double>());
+  }
+  return values;
+}
+
+Result<ArtefactRate> read_rate(const Json& from, std::uint32_t layers) {
+  if (!from.is_object()) return corrupt("rates", "are not objects");
+  ArtefactRate rate;
+  FIRN_ASSIGN(const std::uint64_t value, number(from, "rate", 1, 1u << 20));
+  rate.rate = static_cast<std::uint32_t>(value);
+  FIRN_ASSIGN(rate.realised_ratio, real(from, "realised_ratio"));
+  FIRN_ASSIGN(rate.payload_bits, real(from, "payload_bits"));
+  FIRN_ASSIGN(rate.target_bits, real(from, "target_bits"));
+  FIRN_ASSIGN(const double key_bound, real(from, "key_bound"));
+  FIRN_ASSIGN(const double value_bound, real(from, "value_bound"));
+  rate.bound = {static_cast<float>(key_bound), static_cast<float>(value_bound)};
+  FIRN_ASSIGN(rate.measured_tokens, number(from, "measured_tokens", 0, ~std::uint64_t{0} >> 1));
+  rate.measured = rate.measured_tokens != 0;
+  FIRN_ASSIGN(rate.mean_kld, real(from, "mean_kld"));
+  FIRN_ASSIGN(rate.p99_kld, real(from, "p99_kld"));
+  FIRN_ASSIGN(rate.top1, real(from, "top1"));
+  FIRN_ASSIGN(rate.key_errors, reals(from, "key_errors", layers));
+  FIRN_ASSIGN(rate.value_errors, reals(from, "value_errors", layers));
+  return rate;
+}
+
+Json rate_json(const ArtefactRate& rate) {
+  return {{"rate", rate.rate},
+          {"realised_ratio", rate.realised_ratio},
+          {"payload_bits", rate.payload_bits},
+          {"target_bits", rate.target_bits},
+          {"key_bound", rate.bound.keys},
+          {"value_bound", rate.bound.values},
+          {"measured_tokens", rate.measured ? rate.measured_tokens : 0},
+          {"mean_kld", rate.mean_kld},
+          {"p99_kld", rate.p99_kld},
+          {"top1", rate.top1},
+          {"key_errors", rate.key_errors},
+          {"value_errors", rate.value_errors}};
+}
+
+Status read_description(const Json& from, Artefact& artefact) {
+  FIRN_ASSIGN(const std::string format, text(from, "format"));
+  if (format != kFormat) return corrupt("format", fmt::format("is '{}', not '{}'", format.substr(0, 32), kFormat));
+  FIRN_ASSIGN(const std::string codec, text(from, "codec"));
+  if (codec != to_string(CodecId::kKvtc)) return corrupt("codec", "is not kvtc");
+  FIRN_ASSIGN(artefact.model_name, text(from, "model"));
+  FIRN_ASSIGN(artefact.calibrated_on, text(from, "calibrated_on"));
+  FIRN_ASSIGN(const std::string weights, text(from, "weights"));
+  FIRN_ASSIGN(artefact.weights, digest_of_hex(weights, "weights"));
+  const auto u32 = [&](const char* field, std::uint64_t least, std::uint64_t most, std::uint32_t& out) -> Status {
+    FIRN_ASSIGN(const std::uint64_t value, number(from, field, least, most));
+    out = static_cast<std::uint32_t>(value);
+    return {};
+  };
+  std::uint32_t dtype = 0, pairing = 0, factor = 0;
+  FIRN_TRY(u32("dtype", 1, 3, dtype));
+  FIRN_TRY(u32("kv_heads", 1, kMaxKvHeads, artefact.kv.kv_heads));
+  FIRN_TRY(u32("head_dim", 1, kMaxHeadDim, artefact.kv.head_dim));
+  FIRN_TRY(u32("value_dim", 0, kMaxHeadDim, artefact.kv.value_dim));
+  FIRN_TRY(u32("layers", 1, kMaxLayers, artefact.layer_count));
+  FIRN_TRY(u32("stack_layers", 0, artefact.layer_count, artefact.stack_layers));
+  FIRN_TRY(u32("pairing", 0, 2, pairing));
+  FIRN_TRY(u32("rotated_dims", 0, artefact.kv.head_dim, artefact.rotation.dims));
+  FIRN_TRY(u32("attention_factor_bits", 0, ~0u, factor));
+  FIRN_ASSIGN(artefact.tokens, number(from, "tokens", 0, ~std::uint64_t{0} >> 1));
+  artefact.kv.dtype = static_cast<Dtype>(dtype);
+  artefact.rotation.pairing = static_cast<RotationSpec::Pairing>(pairing);
+  artefact.rotation.attention_factor = std::bit_cast<float>(factor);
+  const auto rates = from.find("rates");
+  if (rates == from.end() || !rates->is_array() || rates->size() > kMaxRates) return corrupt("rates", "are no list");
+  for (const Json& entry : *rates) {
+    FIRN_ASSIGN(ArtefactRate rate, read_rate(entry, artefact.layer_count));
+    for (const KvtcPlan& other : artefact.plans)
+      if (other.report.rate == rate.rate) return corrupt("rates", "have one rate twice");
+    artefact.plans.push_back({.report = std::move(rate), .keys = {}, .values = {}});
+  }
+  return {};
+}
+
+}  // namespace
+
+std::uint64_t plan_bits(const StackPlan& plan) {
+  std::uint64_t bits = 0;
+  for (const Group& group : plan) bits += group.bits == 0 ? 0 : std::uint64_t{group.size} * group.bits + 32;
+  return bits;
+}
+
+std::uint32_t plan_components(const StackPlan& plan) {
+  std::uint32_t components = 0;
+  for (const Group& group : plan) components += group.size;
+  return components;
+}
+
+Result<std::shared_ptr<const Artefact>> parse_artefact(std::span<const std::byte> file) {
+  if (file.size() < 8 || file.size() > kMaxFileBytes) return corrupt("size", "is not that of an artefact");
+  const auto header_bytes = load_le<std::uint64_t>(file.data());
+  if (header_bytes > kMaxHeaderBytes || header_bytes > file.size() - 8)
+    return corrupt("header", "reaches beyond the file");
+  // Everything is under the checksum, so it comes first: no damage gets any further.
+  const std::size_t covered = file.size() - sizeof(Digest::bytes);
+  if (covered < 8 + header_bytes) return corrupt("checksum", "is missing");
+  auto artefact = std::make_shared<Artefact>();
+  artefact->digest = hash(file.first(covered));
+  artefact->file_bytes = file.size();
+  if (std::memcmp(file.data() + covered, artefact->digest.bytes.data(), sizeof(Digest::bytes)) != 0)
+    return corrupt("checksum", "does not match");
+  const auto* json = reinterpret_cast<const char*>(file.data() + 8);
+  const Json header = Json::parse(json, json + header_bytes, nullptr, /*allow_exceptions=*/false);
+  if (!header.is_object()) return corrupt("header", "is no JSON object");
+  const auto metadata = header.find(kMetadata);
+  if (metadata == header.end() || !metadata->is_object()) return corrupt(kMetadata, "is missing");
+  FIRN_ASSIGN(const std::string description, text(*metadata, kDescription));
+  const Json fields = Json::parse(description, nullptr, /*allow_exceptions=*/false);
+  if (!fields.is_object()) return corrupt(kDescription, "is no JSON object");
+  FIRN_TRY(read_description(fields, *artefact));
+
+  Tensors tensors;
+  FIRN_TRY(read_tensors(header, file.subspan(8 + header_bytes), tensors));
+  FIRN_TRY(take(tensors, kChecksum, "U8", {sizeof(Digest::bytes)}).status());
+  FIRN_ASSIGN(artefact->rotation.inverse_frequencies,
+              take_floats(tensors, "rotation.inverse_frequencies", artefact->rotation.dims / 2));
+  for (const bool values : {false, true}) FIRN_TRY(read_stacks(tensors, values, *artefact));
+  for (KvtcPlan& plan : artefact->plans)
+    for (const bool values : {false, true})
+      for (std::size_t i = 0; i < artefact->keys.size(); ++i) {
+        FIRN_ASSIGN(StackPlan stack,
+                    read_plan(tensors, plan_name(plan.report.rate, values, i), artefact->of(values)[i].components));
+        (values ? plan.values : plan.keys).push_back(std::move(stack));
+      }
+  if (!tensors.empty()) return corrupt(tensors.begin()->first.substr(0, 64), "is no tensor of an artefact");
+  return std::shared_ptr<const Artefact>(std::move(artefact));
+}
+
+Result<std::shared_ptr<const Artefact>> load_artefact(const std::string& path) {
+  std::FILE* file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("artefact {}: cannot be opened; `firn calibrate` writes one", path));
+  std::vector<std::byte> bytes;
+  std::vector<std::byte> piece(1 << 20);
+  std::size_t got = 0;
+  while ((got = std::fread(piece.data(), 1, piece.size(), file)) != 0 && bytes.size() <= kMaxFileBytes)
+    bytes.insert(bytes.end(), piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(got));
+  const bool failed = std::ferror(file) != 0;
+  std::fclose(file);
+  if (failed) return Status(Code::kIo, fmt::format("artefact {}: cannot be read", path));
+  Result<std::shared_ptr<const Artefact>> artefact = parse_artefact(bytes);
+  return artefact.ok() ? std::move(artefact) : artefact.status().with_context(path);
+}
+
+ArtefactInfo describe(const Artefact& artefact) {
+  ArtefactInfo info{.codec = artefact.codec,
+                    .digest = artefact.digest,
+                    .model = artefact.model_name,
+                    .calibrated_on = artefact.calibrated_on,
+                    .layer_count = artefact.layer_count,
+                    .stack_layers = artefact.stack_layers,
+                    .tokens = artefact.tokens,
+                    .file_bytes = artefact.file_bytes,
+                    .rates = {}};
+  for (const KvtcPlan& plan : artefact.plans) info.rates.push_back(plan.report);
+  return info;
+}
+
+std::vector<std::byte> write_artefact(Artefact& artefact) {
+  Json description = {{"format", kFormat},
+                      {"codec", std::string(to_string(artefact.codec))},
+                      {"model", artefact.model_name},
+                      {"calibrated_on", artefact.calibrated_on},
+                      {"weights", to_hex(artefact.weights)},
+                      {"dtype", static_cast<unsigned>(artefact.kv.dtype)},
+                      {"kv_heads", artefact.kv.kv_heads},
+                      {"head_dim", artefact.kv.head_dim},
+                      {"value_dim", artefact.kv.value_dim},
+                      {"layers", artefact.layer_count},
+                      {"stack_layers", artefact.stack_layers},
+                      {"pairing", static_cast<unsigned>(artefact.rotation.pairing)},
+                      {"rotated_dims", artefact.rotation.dims},
+                      {"attention_factor_bits", std::bit_cast<std::uint32_t>(artefact.rotation.attention_factor)},
+                      {"tokens", artefact.tokens},
+                      {"rates", Json::array()}};
+  for (const KvtcPlan& plan : artefact.plans) description["rates"].push_back(rate_json(plan.report));
+
+  Json header;
+  std::vector<std::byte> data;
+  const auto add = [&](const std::string& name, const char* dtype, std::vector<std::uint64_t> shape, const void* from,
+                       std::size_t bytes) {
+    header[name] = {{"dtype", dtype}, {"shape", shape}, {"data_offsets", {data.size(), data.size() + bytes}}};
+    const auto* first = static_cast<const std::byte*>(from);
+    data.insert(data.end(), first, first + bytes);
+  };
+  const std::vector<float>& frequencies = artefact.rotation.inverse_frequencies;
+  add("rotation.inverse_frequencies", "F32", {frequencies.size()}, frequencies.data(), frequencies.size() * 4);
+  for (const bool values : {false, true})
+    for (std::size_t i = 0; i < artefact.of(values).size(); ++i) {
+      const StackBasis& stack = artefact.of(values)[i];
+      add(tensor_name(values, i, "mean"), "F32", {stack.channels}, stack.mean.data(), stack.mean.size() * 4);
+      add(tensor_name(values, i, "basis"), "F16", {stack.components, stack.channels}, stack.basis.data(),
+          stack.basis.size() * 2);
+    }
+  for (const KvtcPlan& plan : artefact.plans)
+    for (const bool values : {false, true})
+      for (std::size_t i = 0; i < plan.of(values).size(); ++i) {
+        std::vector<std::uint32_t> rows;
+        for (const Group& group : plan.of(values)[i]) rows.insert(rows.end(), {group.size, group.bits});
+        add(plan_name(plan.report.rate, values, i), "U32", {rows.size() / 2, 2}, rows.data(), rows.size() * 4);
+      }
+  header[kChecksum] = {{"dtype", "U8"},
+                       {"shape", {sizeof(Digest::bytes)}},
+                       {"data_offsets", {data.size(), data.size() + sizeof(Digest::bytes)}}};
+  header[kMetadata] = {{kDescription, description.dump()}};
+  std::string json = header.dump();
+  json.append((8 - json.size() % 8) % 8, ' ');
+
+  std::vector<std::byte> file(8);
+  store_le(file.data(), std::uint64_t{json.size()});
+  const auto* first = reinterpret_cast<const std::byte*>(json.data());
+  file.insert(file.end(), first, first + json.size());
+  file.insert(file.end(), data.begin(), data.end());
+  artefact.digest = hash(file);
+  const auto* digest = reinterpret_cast<const std::byte*>(artefact.digest.bytes.data());
+  file.insert(file.end(), digest, digest + sizeof(Digest::bytes));
+  artefact.file_bytes = file.size();
+  return file;
+}
+
+}  // namespace firn

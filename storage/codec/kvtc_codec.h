@@ -1,0 +1,23 @@
+// kvtc_codec.h: KVTC as published: centre, project onto a basis over a stack of layers, quantise groups of coefficients
+// by a plan, pack, entropy-code. Keys have their rotation taken off first. Layout: docs/frame.md, section 7.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "firn/codec.h"
+#include "storage/codec/artefact.h"
+
+namespace firn {
+
+// Coefficients of tokens, [token][stride], to packed codes and back. Exposed for the calibration and its tests.
+std::size_t packed_bytes(const StackPlan& plan, std::size_t tokens);
+// False: a coefficient has no f16 range. decoded, if given, becomes what unpack will give; like coefficients.
+bool pack_coefficients(const StackPlan& plan, const float* coefficients, std::size_t stride, std::size_t tokens,
+                       std::span<std::byte> out, float* decoded = nullptr);
+Status unpack_coefficients(const StackPlan& plan, std::span<const std::byte> from, std::size_t tokens,
+                           std::size_t stride, float* coefficients);
+
+}  // namespace firn
