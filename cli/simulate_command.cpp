@@ -14,6 +14,7 @@
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
+#include "sim/report.h"
 
 namespace firn::cli {
 namespace {
@@ -62,6 +63,11 @@ struct Arguments {
   std::string policy = "lru", json;
   std::uint32_t capacity_blocks = 0;
   std::vector<std::uint32_t> tiers;
+  // with a clock
+  SettingFlags settings;
+  std::string device, model, html, disk_budget;
+  sim::EngineOptions engine;
+  bool policy_given = false;
 };
 
 double share(std::uint64_t part, std::uint64_t all) {
@@ -125,6 +131,76 @@ int write_json(const std::string& where, const Json& json) {
   return kExitOk;
 }
 
+int write_text(const std::string& where, const std::string& text) {
+  if (where == "-") {
+    fmt::print("{}", text);
+    return kExitOk;
+  }
+  std::ofstream file(where, std::ios::binary);
+  file << text;
+  if (!file.flush()) return fail(Status(Code::kIo, where + ": cannot be written"));
+  return kExitOk;
+}
+
+// A deployment says what it is simulated as in a comment of its own: "# simulate: device=rtx4090 model=llama-3.1-8b".
+std::string from_comment(const std::string& file, const std::string& key, const std::string& otherwise) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const std::size_t at = line.find(key + "=");
+    if (line.rfind("# simulate:", 0) != 0 || at == std::string::npos) continue;
+    const std::size_t from = at + key.size() + 1;
+    return line.substr(from, line.find(' ', from) - from);
+  }
+  return otherwise;
+}
+
+Status fill_engine(Arguments& arguments) {
+  const std::string& file = arguments.settings.file;
+  FIRN_ASSIGN(const LoadedConfig loaded, arguments.settings.load());
+  const Config& config = loaded.config;
+  sim::EngineOptions& engine = arguments.engine;
+  const std::string device = arguments.device.empty() ? from_comment(file, "device", "rtx4090") : arguments.device;
+  const std::string model = arguments.model.empty() ? from_comment(file, "model", "llama-3.1-8b") : arguments.model;
+  const std::size_t slash = file.rfind('/');
+  std::vector<std::string> folders = {"configs"};
+  if (!file.empty()) folders.insert(folders.begin(), slash == std::string::npos ? "." : file.substr(0, slash));
+  FIRN_ASSIGN(engine.device, sim::load_device(device, folders));
+  FIRN_ASSIGN(engine.model, sim::load_model_shape(model));
+  engine.pool_bytes = config.pool.budget_bytes;
+  if (engine.pool_bytes == 0) {  // automatic: what the device has left beside the weights, a tenth for everything else
+    const double left = 0.9 * static_cast<double>(engine.device.memory_bytes) - engine.model.weight_bytes;
+    if (left <= 0)
+      return Status(Code::kInvalidArgument, fmt::format("{} does not fit into {}; set pool.budget, or another --model",
+                                                        engine.model.name, engine.device.name));
+    engine.pool_bytes = static_cast<std::uint64_t>(left);
+  }
+  engine.host_bytes = config.host.budget_bytes;
+  if (!arguments.disk_budget.empty()) {
+    FIRN_ASSIGN(engine.disk_bytes, parse_bytes(arguments.disk_budget));
+  }
+  engine.policy = arguments.policy_given ? arguments.policy : config.eviction;
+  engine.max_sequences = config.max_sequences;
+  return {};
+}
+
+int run_engine(Arguments& arguments) {
+  if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
+  if (const Status status = fill_engine(arguments); !status.ok()) return fail(status);
+  const Result<sim::EngineResult> result = [&] {
+    ProgressLine progress;
+    return sim::run_engine(arguments.trace.path, arguments.trace.options, arguments.engine, std::ref(progress));
+  }();
+  if (!result.ok()) return fail(result.status());
+  report_bad_lines(arguments.trace.path, result->bad_line_count, result->bad_lines, result->out_of_order);
+  if (!arguments.html.empty())
+    if (const int code = write_text(arguments.html, sim::report_html(arguments.trace.path, arguments.engine, *result));
+        code != kExitOk)
+      return code;
+  if (!arguments.json.empty()) return write_text(arguments.json, sim::report_json(arguments.engine, *result));
+  fmt::print("{}", sim::report_text(arguments.trace.path, arguments.engine, *result));
+  return kExitOk;
+}
+
 int run_bookkeeping(Arguments& arguments) {
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
   sim::BookkeepingOptions options;
@@ -151,15 +227,32 @@ void add_simulate_command(CLI::App& app, Action& action) {
   command->add_option("--trace", arguments->trace.path, "trace file: plain, gzip or zstd; - is stdin")->required();
   arguments->trace.add_to(*command);
   command->add_flag("--bookkeeping", arguments->bookkeeping, "count hits only: no clock, no bytes, no pinning");
-  command->add_option("--policy", arguments->policy, "eviction policy; docs/policies.md lists them")->type_name("NAME");
+  command->add_option("--policy", arguments->policy, "eviction policy; docs/policies.md lists them")
+      ->type_name("NAME")
+      ->each([arguments](const std::string&) { arguments->policy_given = true; });
   command->add_option("--capacity-blocks", arguments->capacity_blocks, "blocks of the one tier")->type_name("N");
   command->add_option("--tiers", arguments->tiers, "blocks of each tier, the fastest first: 10000,40000")
       ->delimiter(',')
       ->type_name("N,N");
   command->add_option("--json", arguments->json, "write the result there; - is stdout")->type_name("FILE");
+  command->add_option("--html", arguments->html, "write a page with charts there")->type_name("FILE");
+  command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
+  command->add_option("--model", arguments->model, "llama-3.1-8b and others, or a config.json")->type_name("NAME");
+  command->add_option("--disk-budget", arguments->disk_budget, "bytes of a disk tier below the host's")
+      ->type_name("BYTES");
+  sim::EngineOptions& engine = arguments->engine;
+  command->add_option("--codec-ratio", engine.codec_ratio, "assumed: raw bytes by encoded bytes below the pool");
+  command->add_option("--codec-speed", engine.codec_bytes_per_s, "assumed: raw bytes a second of the codec");
+  command->add_option("--step-tokens", engine.max_step_tokens, "tokens a step computes at most");
+  command->add_option("--watermark", engine.watermark, "share of the pool that admission leaves free");
+  command->add_option("--time-scale", engine.time_scale, "arrivals this many times as fast");
+  command->add_flag("--swap", engine.swap, "preempted sequences go to the host and back; else they are computed again");
+  command->add_flag("--second-use", engine.admit_second_use, "the host tier takes only blocks that were used twice");
+  arguments->settings.add_to(*command);
   command->callback([arguments, &action] {
-    if (!arguments->bookkeeping) throw CLI::RequiredError("--bookkeeping");
-    action = [arguments] { return run_bookkeeping(*arguments); };
+    if (!arguments->bookkeeping && (arguments->capacity_blocks != 0 || !arguments->tiers.empty()))
+      throw CLI::RequiredError("--bookkeeping (with --capacity-blocks and --tiers)");
+    action = [arguments] { return arguments->bookkeeping ? run_bookkeeping(*arguments) : run_engine(*arguments); };
   });
 }
 

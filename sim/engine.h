@@ -1,0 +1,72 @@
+// engine.h: an inference engine with a virtual clock: continuous batching with chunked prefill over a pool and a host
+// tier (and a disk below it), whose eviction policies are the library's own objects. No bytes move; what moving and
+// computing cost comes from a device's and a model's few numbers. docs/simulate.md says what is modelled and what not.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sim/bookkeeping.h"
+#include "sim/hardware.h"
+#include "sim/trace.h"
+
+namespace firn::sim {
+
+struct EngineOptions {
+  DeviceSpec device;
+  ModelShape model;
+  std::uint64_t pool_bytes = 0, host_bytes = 0, disk_bytes = 0;
+  std::string policy = "lru";
+  double codec_ratio = 1.0;         // raw bytes by encoded bytes, in the host tier and below
+  double codec_bytes_per_s = 10e9;  // of raw bytes, each way; the encoder runs beside the engine
+  std::uint32_t max_step_tokens = 2048;
+  std::uint32_t max_sequences = 256;
+  double watermark = 0.01;        // share of the pool that admission leaves free
+  bool swap = false;              // preempted sequences: to the host and back; false: computed again
+  bool admit_second_use = false;  // the host tier takes a block only when it is seen for the second time
+  double time_scale = 1.0;        // arrivals this much faster
+  std::uint32_t samples = 120;    // of what is kept over time, about
+};
+
+// One count or time of all requests.
+struct Percentiles {
+  double mean = 0, p50 = 0, p90 = 0, p95 = 0, p99 = 0, most = 0;
+};
+
+struct Sample {  // at the end of an interval of simulated time
+  double seconds = 0;
+  double pool_live = 0, pool_cached = 0, host = 0, disk = 0;  // shares of their capacity
+  std::uint64_t waiting = 0, running = 0;
+  std::uint64_t host_up_bytes = 0, host_down_bytes = 0;  // moved in the interval
+};
+
+struct EngineResult {
+  bool complete = true;
+  std::uint64_t requests = 0, finished = 0, refused = 0, cut_short = 0;  // refused: longer than the pool
+  double seconds = 0;                                                    // simulated, to the last token
+  std::uint32_t block_tokens = 0;
+  std::uint64_t pool_blocks = 0, host_blocks = 0, disk_blocks = 0, block_bytes = 0;
+  std::uint64_t input_tokens = 0, output_tokens = 0;
+  std::uint64_t blocks = 0;  // of prompts, at first admission
+  std::uint64_t hits_pool = 0, hits_host = 0, hits_disk = 0;
+  std::uint64_t hit_tokens_pool = 0, hit_tokens_host = 0, hit_tokens_disk = 0;
+  std::uint64_t miss_never_stored = 0, miss_evicted = 0, miss_after_miss = 0, miss_recompute_cheaper = 0,
+                miss_tail = 0;  // never_stored: or still being computed by somebody; tail: holds the last token
+  std::uint64_t preemptions = 0, recomputed_tokens = 0;
+  std::uint64_t host_down_bytes = 0, host_up_bytes = 0, disk_down_bytes = 0, disk_up_bytes = 0;
+  std::uint64_t pool_evictions = 0, host_evictions = 0, stored_blocks = 0, stored_read_again = 0;
+  double compute_busy_s = 0, prefill_s = 0, host_up_busy_s = 0, host_down_busy_s = 0, disk_busy_s = 0;
+  double waiting_for_memory_s = 0;  // somebody waited, and only blocks were missing
+  Percentiles ttft_s, tpot_s, queue_s, eviction_age_s;
+  std::vector<Sample> samples;
+  double cost = 0;  // dollars, of the whole run
+  std::uint64_t bad_line_count = 0, out_of_order = 0;
+  std::vector<BadLine> bad_lines;
+};
+
+Result<EngineResult> run_engine(const std::string& path, const TraceOptions& trace, const EngineOptions& options,
+                                const Tick& tick = {});
+
+}  // namespace firn::sim
