@@ -16,27 +16,27 @@ namespace firn::vk {
   X(CreateInstance)       \
   X(EnumerateInstanceVersion) X(EnumerateInstanceLayerProperties) X(EnumerateInstanceExtensionProperties)
 
-#define FIRN_VK_INSTANCE(X)                                                                                     \
-  X(DestroyInstance)                                                                                            \
-  X(EnumeratePhysicalDevices) X(GetPhysicalDeviceProperties2) X(GetPhysicalDeviceFeatures2)                     \
-      X(GetPhysicalDeviceMemoryProperties2) X(GetPhysicalDeviceQueueFamilyProperties)                           \
-          X(EnumerateDeviceExtensionProperties) X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice) \
-              X(GetDeviceProcAddr)
+#define FIRN_VK_INSTANCE(X)                                                                           \
+  X(DestroyInstance)                                                                                  \
+  X(EnumeratePhysicalDevices)                                                                         \
+  X(GetPhysicalDeviceProperties2) X(GetPhysicalDeviceFeatures2) X(GetPhysicalDeviceMemoryProperties2) \
+      X(GetPhysicalDeviceQueueFamilyProperties) X(EnumerateDeviceExtensionProperties)                 \
+          X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice) X(GetDeviceProcAddr)
 #define FIRN_VK_INSTANCE_OPTIONAL(X) X(CreateDebugUtilsMessengerEXT) X(DestroyDebugUtilsMessengerEXT)
 
-#define FIRN_VK_DEVICE(X)                                                                                           \
-  X(DestroyDevice)                                                                                                  \
-  X(GetDeviceQueue) X(AllocateMemory) X(FreeMemory) X(MapMemory) X(CreateBuffer) X(DestroyBuffer)                   \
-      X(GetBufferMemoryRequirements) X(BindBufferMemory) X(GetBufferDeviceAddress) X(CreateCommandPool)             \
-          X(DestroyCommandPool) X(ResetCommandPool) X(AllocateCommandBuffers) X(BeginCommandBuffer)                 \
-              X(EndCommandBuffer) X(CmdBindPipeline) X(CmdPushConstants) X(CmdDispatch) X(CmdFillBuffer)            \
-                  X(CreateSemaphore) X(DestroySemaphore) X(GetSemaphoreCounterValue) X(WaitSemaphores)              \
-                      X(CreateShaderModule) X(DestroyShaderModule) X(CreatePipelineLayout) X(DestroyPipelineLayout) \
-                          X(CreateComputePipelines) X(DestroyPipeline)
-#define FIRN_VK_DEVICE_OPTIONAL(X)                                                                    \
-  X(CmdPipelineBarrier2)                                                                              \
-  X(CmdPipelineBarrier2KHR) X(QueueSubmit2) X(QueueSubmit2KHR) X(GetMemoryFdKHR) X(GetSemaphoreFdKHR) \
-      X(GetMemoryHostPointerPropertiesEXT)
+#define FIRN_VK_DEVICE(X)                                                                                            \
+  X(DestroyDevice)                                                                                                   \
+  X(GetDeviceQueue)                                                                                                  \
+  X(AllocateMemory) X(FreeMemory) X(MapMemory) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements)       \
+      X(BindBufferMemory) X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(ResetCommandPool)   \
+          X(AllocateCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdBindPipeline) X(CmdPushConstants) \
+              X(CmdDispatch) X(CmdFillBuffer) X(CreateSemaphore) X(DestroySemaphore) X(GetSemaphoreCounterValue)     \
+                  X(WaitSemaphores) X(CreateShaderModule) X(DestroyShaderModule) X(CreatePipelineLayout)             \
+                      X(DestroyPipelineLayout) X(CreateComputePipelines) X(DestroyPipeline)
+#define FIRN_VK_DEVICE_OPTIONAL(X) \
+  X(CmdPipelineBarrier2)           \
+  X(CmdPipelineBarrier2KHR)        \
+  X(QueueSubmit2) X(QueueSubmit2KHR) X(GetMemoryFdKHR) X(GetSemaphoreFdKHR) X(GetMemoryHostPointerPropertiesEXT)
 
 #define FIRN_VK_MEMBER(name) PFN_vk##name name = nullptr;
 struct GlobalApi {

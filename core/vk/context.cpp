@@ -335,8 +335,8 @@ Status Context::open_device(const VulkanOptions& options) {
   enable(VK_KHR_SYNCHRONIZATION_2_EXTENSION_NAME);
   has_budget = enable(VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
   limits.import_alignment = enable(VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME) ? kPageBytes : 0;
-  if (options.exportable)
-    exports = enable(VK_KHR_EXTERNAL_MEMORY_FD_EXTENSION_NAME) && enable(VK_KHR_EXTERNAL_SEMAPHORE_FD_EXTENSION_NAME);
+  if (options.exportable) exports = enable(VK_KHR_EXTERNAL_MEMORY_FD_EXTENSION_NAME);
+  exports_timeline = exports && enable(VK_KHR_EXTERNAL_SEMAPHORE_FD_EXTENSION_NAME);
   if (options.exportable && !exports)
     return Status(Code::kUnavailable, report.name + " cannot export file descriptors; do without exportable");
   Features features;
@@ -372,7 +372,7 @@ Status Context::adopt(const VulkanExisting& existing) {
   family = existing.queue_family;
   lock = existing.lock;
   unlock = existing.unlock;
-  exports = existing.exports_fds;
+  exports = exports_timeline = existing.exports_fds;
   limits.import_alignment = existing.imports_memory ? kPageBytes : 0;
   global_ = load_global(get);
   FIRN_ASSIGN(instance_api, load_instance(get, instance));

@@ -48,10 +48,10 @@ class Context {
   VulkanReport report;
   Limits limits;
   VkPhysicalDeviceMemoryProperties memory{};
-  bool unified = false;                // the host reaches all device memory at no extra cost
-  bool has_budget = false;             // VK_EXT_memory_budget
-  bool exports = false;                // opaque file descriptors
-  std::function<void()> lock, unlock;  // around the queue
+  bool unified = false;                            // the host reaches all device memory at no extra cost
+  bool has_budget = false;                         // VK_EXT_memory_budget
+  bool exports = false, exports_timeline = false;  // opaque file descriptors
+  std::function<void()> lock, unlock;              // around the queue
   Hooks hooks;
 
  private:

@@ -75,14 +75,14 @@ Status Queue::set_up(bool exportable) {
   VkSemaphoreTypeCreateInfo type{};
   type.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO;
   type.semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE;
-  // lavapipe exports memory but no timelines, so this is asked for apart.
+  // Some drivers export memory but no timelines, so this is asked for apart.
   VkPhysicalDeviceExternalSemaphoreInfo asked{};
   asked.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_SEMAPHORE_INFO;
   asked.pNext = &type;
   asked.handleType = VK_EXTERNAL_SEMAPHORE_HANDLE_TYPE_OPAQUE_FD_BIT;
   VkExternalSemaphoreProperties able{};
   able.sType = VK_STRUCTURE_TYPE_EXTERNAL_SEMAPHORE_PROPERTIES;
-  if (exportable && context_.exports)
+  if (exportable && context_.exports_timeline)
     context_.instance_api.GetPhysicalDeviceExternalSemaphoreProperties(context_.physical, &asked, &able);
   const bool can_export = (able.externalSemaphoreFeatures & VK_EXTERNAL_SEMAPHORE_FEATURE_EXPORTABLE_BIT) != 0;
   if (can_export) type.pNext = &export_info;

@@ -69,7 +69,7 @@ class Queue final : public Timeline {
 
   Fence last() const override;
   bool passed(const Fence& fence) const override;
-  Status wait(const Fence& fence, std::int64_t timeout_ns) override;
+  Status wait(const Fence& fence, std::int64_t timeout_ns = std::numeric_limits<std::int64_t>::max()) override;
 
   // Tables take at most table_bytes; fill them and add the operations in build.
   Result<Fence> run(std::uint64_t table_bytes, const std::function<Status(Work&)>& build);

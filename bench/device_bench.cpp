@@ -1,0 +1,262 @@
+// The vulkan device that FIRN_BENCH_DEVICE names (auto, lavapipe, an index, a UUID, a name; `./run bench --device D`
+// sets it): attention, append and copy beside the device's own copy bandwidth, and what a submission costs. Nothing is
+// registered without the variable: on a machine without a GPU these numbers mean nothing.
+//
+// "copy_GB/s" is read plus written bytes of the copy kernel over two regions of the same size as what is measured,
+// taken in turns with it; "share" is the measured rate over that. Keys and values are filled on the device by append
+// from unit-variance rows: bandwidth does not depend on what they say.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/check.h"
+#include "firn/vulkan.h"
+
+namespace firn {
+namespace {
+
+constexpr std::uint64_t kMiB = 1024 * 1024;
+constexpr std::uint32_t kFillRows = 4096;  // rows of keys and values that append takes at a time
+
+struct Model {
+  const char* name;
+  KvShape shape;
+  std::uint32_t query_heads;
+};
+const Model kModels[] = {{"smollm2_135m", {Dtype::kF16, 3, 64, 64}, 9}, {"llama_8b", {Dtype::kF16, 8, 128, 128}, 32}};
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// One device for all benchmarks, made when the first one runs.
+VulkanDevice& device() {
+  static const std::unique_ptr<VulkanDevice> made = [] {
+    Result<std::unique_ptr<VulkanDevice>> device = make_vulkan_device({.device = std::getenv("FIRN_BENCH_DEVICE")});
+    if (!device.ok()) {
+      fmt::print(stderr, "{}\n", device.status().message());
+      std::exit(2);
+    }
+    const VulkanReport& report = (*device)->report();
+    benchmark::AddCustomContext("vulkan_device", report.name);
+    fmt::print(stderr, "vulkan device: {} ({}), driver {}, Vulkan {}\n", report.name, report.type, report.driver,
+               report.api_version);
+    for (const auto& [name, value] : report.limits) fmt::print(stderr, "  {} {}\n", name, value);
+    for (const auto& [name, there] : report.optional) fmt::print(stderr, "  {} {}\n", name, there ? "yes" : "no");
+    for (const auto& heap : report.heaps)
+      fmt::print(stderr, "  heap {} bytes, budget {}, {}\n", heap.bytes, heap.budget_bytes,
+                 heap.device_local ? "device-local" : "host");
+    return std::move(device).value();
+  }();
+  return *made;
+}
+
+void wait(const Result<Fence>& fence) {
+  FIRN_CHECK(fence.ok());
+  FIRN_CHECK(device().timeline().wait(*fence).ok());
+}
+
+// Regions that go when the benchmark ends. Skips the benchmark where the device has too little.
+class Regions {
+ public:
+  ~Regions() {
+    for (const Region& region : regions_) device().memory().free(region);
+  }
+  bool take(RegionUse use, std::uint64_t bytes, Region& out) {
+    const Result<Region> region = device().memory().allocate(use, bytes);
+    if (!region.ok()) return false;
+    regions_.push_back(*region);
+    out = *region;
+    return true;
+  }
+  // Blocks of one layer as a pool has them, over as many regions as the device's limits make necessary.
+  bool take_blocks(const KvShape& shape, std::uint64_t count, std::vector<BlockView>& out) {
+    const std::uint64_t block = kBlockTokens * shape.token_bytes();
+    const std::uint64_t most = device().memory().info().max_region_bytes / block;
+    const auto k_row = shape.head_dim * bytes_of(shape.dtype), v_row = shape.value_dim * bytes_of(shape.dtype);
+    while (count != 0) {
+      const std::uint64_t some = std::min(count, most);
+      Region region;
+      if (!take(RegionUse::kPool, some * block, region)) return false;
+      for (std::uint64_t i = 0; i < some; ++i) {
+        const DeviceAddress at = region.address + i * block;
+        out.push_back(
+            {at, at + kBlockTokens * shape.key_bytes(), k_row, kBlockTokens * k_row, v_row, kBlockTokens * v_row});
+      }
+      count -= some;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<Region> regions_;
+};
+
+void fill_floats(const Region& region) {
+  auto* values = reinterpret_cast<float*>(region.host);
+  std::uint32_t x = 1;
+  for (std::uint64_t i = 0; i < region.bytes / 4; ++i) {
+    float sum = 0;  // four uniforms: nearly normal, variance 1
+    for (int j = 0; j < 4; ++j) x = x * 1664525u + 1013904223u, sum += static_cast<float>(x >> 8) * 0x1p-24f - 0.5f;
+    values[i] = sum * 1.7320508f;
+  }
+}
+
+// Puts rows into every block through append.
+bool fill_blocks(Regions& regions, const KvShape& shape, const std::vector<BlockView>& views) {
+  Region rows;
+  const std::uint32_t dim = std::max(shape.head_dim, shape.value_dim);
+  if (!regions.take(RegionUse::kStaging, std::uint64_t{kFillRows} * shape.kv_heads * dim * 4, rows)) return false;
+  fill_floats(rows);
+  std::vector<AppendItem> items;
+  for (std::size_t i = 0; i < views.size(); ++i)
+    items.push_back(
+        {views[i], static_cast<std::uint32_t>(i % (kFillRows / kBlockTokens)) * kBlockTokens, 0, kBlockTokens});
+  wait(device().kernels().append({shape, rows.address, rows.address, items}));
+  return true;
+}
+
+// Seconds of copying blocks onto others.
+double copy_once(const KvShape& shape, const std::vector<CopyItem>& items) {
+  const double start = now();
+  wait(device().kernels().copy({shape, items}));
+  return now() - start;
+}
+
+void BM_DeviceAttendDecode(benchmark::State& state) {
+  const Model& model = kModels[state.range(0)];
+  const auto context = static_cast<std::uint32_t>(state.range(1)),
+             sequences = static_cast<std::uint32_t>(state.range(2));
+  const KvShape& shape = model.shape;
+  Regions regions;
+  std::vector<BlockView> views, spare;
+  const std::uint64_t blocks = std::uint64_t{sequences} * context / kBlockTokens;
+  const std::uint64_t spare_blocks = std::min<std::uint64_t>(blocks, 256 * kMiB / (kBlockTokens * shape.token_bytes()));
+  Region q, out, workspace;
+  AttendBatch batch{.shape = shape, .query_heads = model.query_heads};
+  batch.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  batch.row_count = sequences;
+  std::vector<AttendItem> items;
+  for (std::uint32_t s = 0; s < sequences; ++s)
+    for (std::uint32_t split = 0; split < context; split += kSplitTokens)
+      items.push_back(
+          {s, 1, context - 1, split, std::min(kSplitTokens, context - split), (s * context + split) / kBlockTokens});
+  batch.items = items;
+  const std::uint64_t state_bytes = Kernels::state_bytes(shape, model.query_heads, sequences);
+  if (!regions.take_blocks(shape, blocks, views) || !regions.take_blocks(shape, spare_blocks, spare) ||
+      !fill_blocks(regions, shape, views) ||
+      !regions.take(RegionUse::kStaging, std::uint64_t{sequences} * model.query_heads * shape.head_dim * 4, q) ||
+      !regions.take(RegionUse::kWorkspace, std::uint64_t{sequences} * model.query_heads * shape.value_dim * 4, out) ||
+      !regions.take(RegionUse::kWorkspace, (state_bytes + 63) / 64 * 64 + Kernels::partial_bytes(batch), workspace)) {
+    state.SkipWithError("the device has too little memory for this size");
+    return;
+  }
+  fill_floats(q);
+  batch.views = views;
+  batch.q = q.address;
+  batch.out = out.address;
+  batch.state = workspace.address;
+  batch.partials = workspace.address + (state_bytes + 63) / 64 * 64;
+  std::vector<CopyItem> copies;
+  for (std::uint64_t i = 0; i < spare_blocks; ++i) copies.push_back({views[i], spare[i]});
+  wait(device().kernels().attend(batch));  // pipelines are made at first use
+  copy_once(shape, copies);
+  std::vector<double> ours, copied;
+  for (auto _ : state) {
+    copied.push_back(copy_once(shape, copies));
+    const double start = now();
+    wait(device().kernels().attend(batch));
+    ours.push_back(now() - start);
+    state.SetIterationTime(ours.back());
+  }
+  const double bytes = static_cast<double>(blocks * kBlockTokens * shape.token_bytes());
+  const double copy_rate =
+      2.0 * static_cast<double>(spare_blocks * kBlockTokens * shape.token_bytes()) / median(copied);
+  state.counters["GB/s"] = bytes / median(ours) / 1e9;
+  state.counters["copy_GB/s"] = copy_rate / 1e9;
+  state.counters["share"] = bytes / median(ours) / copy_rate;
+  state.SetLabel(std::string(model.name) + ", medians");
+}
+
+void BM_DeviceCopy(benchmark::State& state) {
+  const KvShape shape = kModels[state.range(0)].shape;
+  const std::uint64_t blocks = static_cast<std::uint64_t>(state.range(1)) * kMiB / (kBlockTokens * shape.token_bytes());
+  Regions regions;
+  std::vector<BlockView> from, to;
+  if (!regions.take_blocks(shape, blocks, from) || !regions.take_blocks(shape, blocks, to)) {
+    state.SkipWithError("the device has too little memory for this size");
+    return;
+  }
+  std::vector<CopyItem> items;
+  for (std::uint64_t i = 0; i < blocks; ++i) items.push_back({from[i], to[i]});
+  copy_once(shape, items);
+  for (auto _ : state) state.SetIterationTime(copy_once(shape, items));
+  state.SetBytesProcessed(
+      static_cast<std::int64_t>(state.iterations() * 2 * blocks * kBlockTokens * shape.token_bytes()));
+  state.SetLabel("read + written");
+}
+
+void BM_DeviceAppend(benchmark::State& state) {
+  const KvShape shape = kModels[state.range(0)].shape;
+  const auto tokens = static_cast<std::uint32_t>(state.range(1));
+  Regions regions;
+  std::vector<BlockView> views;
+  Region rows;
+  if (!regions.take_blocks(shape, (tokens + kBlockTokens - 1) / kBlockTokens, views) ||
+      !regions.take(RegionUse::kStaging, std::uint64_t{tokens} * shape.kv_heads * shape.head_dim * 4, rows)) {
+    state.SkipWithError("the device has too little memory for this size");
+    return;
+  }
+  fill_floats(rows);
+  std::vector<AppendItem> items;
+  for (std::uint32_t t = 0; t < tokens; t += kBlockTokens)
+    items.push_back({views[t / kBlockTokens], t, 0, std::min(kBlockTokens, tokens - t)});
+  wait(device().kernels().append({shape, rows.address, rows.address, items}));
+  for (auto _ : state) wait(device().kernels().append({shape, rows.address, rows.address, items}));
+  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * 3 * tokens * shape.token_bytes()));
+  state.SetLabel("f32 read from host memory + f16 written");
+}
+
+// The smallest piece of work there and back.
+void BM_DeviceSubmission(benchmark::State& state) {
+  Regions regions;
+  Region region;
+  FIRN_CHECK(regions.take(RegionUse::kWorkspace, 4096, region));
+  for (auto _ : state) wait(device().kernels().fill(region, 0, 4, 1));
+}
+
+[[maybe_unused]] const bool registered = [] {
+  const char* name = std::getenv("FIRN_BENCH_DEVICE");
+  if (name == nullptr || *name == '\0') return false;
+  benchmark::RegisterBenchmark("BM_DeviceAttendDecode", BM_DeviceAttendDecode)
+      ->ArgNames({"model", "context", "sequences"})
+      ->ArgsProduct({{0, 1}, {1024, 4096, 16384, 32768}, {1, 8, 64}})
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("BM_DeviceCopy", BM_DeviceCopy)
+      ->ArgNames({"model", "MiB"})
+      ->ArgsProduct({{0, 1}, {16, 256}})
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("BM_DeviceAppend", BM_DeviceAppend)
+      ->ArgNames({"model", "tokens"})
+      ->ArgsProduct({{0, 1}, {1, 64, 4096}})
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("BM_DeviceSubmission", BM_DeviceSubmission)
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
+  return true;
+}();
+
+}  // namespace
+}  // namespace firn
