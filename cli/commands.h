@@ -28,6 +28,7 @@ void add_config_command(CLI::App& app, Action& action);
 void add_doctor_command(CLI::App& app, Action& action);
 void add_run_command(CLI::App& app, Action& action);
 void add_demo_command(CLI::App& app, Action& action);
+void add_plan_command(CLI::App& app, Action& action);
 void add_simulate_command(CLI::App& app, Action& action);
 void add_trace_command(CLI::App& app, Action& action);
 

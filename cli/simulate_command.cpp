@@ -14,6 +14,7 @@
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
+#include "sim/plan.h"
 #include "sim/report.h"
 
 namespace firn::cli {
@@ -65,7 +66,7 @@ struct Arguments {
   std::vector<std::uint32_t> tiers;
   // with a clock
   SettingFlags settings;
-  std::string device, model, html, disk_budget;
+  std::string device, model, html, disk_budget, objective;
   sim::EngineOptions engine;
   bool policy_given = false;
 };
@@ -201,6 +202,78 @@ int run_engine(Arguments& arguments) {
   return kExitOk;
 }
 
+// "ttft_p95=2s": seconds, or ms with that unit.
+Result<double> parse_objective(const std::string& text) {
+  const std::string name = "ttft_p95=";
+  double value = 0;
+  char unit[3] = {};
+  if (text.rfind(name, 0) != 0 || std::sscanf(text.c_str() + name.size(), "%lf%2s", &value, unit) < 1 || !(value > 0))
+    return Status(Code::kInvalidArgument, fmt::format("--slo {}: write ttft_p95=2s or ttft_p95=500ms", text));
+  return std::string(unit) == "ms" ? value / 1e3 : value;
+}
+
+Json to_json(const sim::Plan& plan, double objective) {
+  Json codecs = Json::array(), points = Json::array();
+  for (const auto& [ratio, tokens] : plan.codec_tokens) codecs.push_back({{"ratio", ratio}, {"host_tokens", tokens}});
+  for (const sim::PlanPoint& point : plan.points)
+    points.push_back({{"host_bytes", point.host_bytes},
+                      {"ttft_p95_s", point.ttft_p95_s},
+                      {"token_hit_ratio", point.token_hit_ratio},
+                      {"meets", point.meets}});
+  return {{"token_bytes", plan.token_bytes},
+          {"pool_tokens", plan.pool_tokens},
+          {"host_tokens", plan.host_tokens},
+          {"session_tokens", plan.session_tokens},
+          {"break_even_tokens", plan.break_even_tokens},
+          {"objective_ttft_p95_s", objective},
+          {"codecs", codecs},
+          {"points", points}};
+}
+
+void print_plan(const sim::EngineOptions& engine, const sim::Plan& plan, double objective) {
+  fmt::print("{} on {}: {} bytes a token\n", engine.model.name, engine.device.name, grouped(plan.token_bytes));
+  fmt::print("pool {:<12} {:>12} tokens = {} sessions of {} tokens\n", human_bytes(engine.pool_bytes),
+             grouped(plan.pool_tokens), plan.pool_tokens / plan.session_tokens, grouped(plan.session_tokens));
+  fmt::print("host {:<12} {:>12} tokens = {} sessions\n", human_bytes(engine.host_bytes), grouped(plan.host_tokens),
+             plan.host_tokens / plan.session_tokens);
+  if (plan.break_even_tokens == ~std::uint64_t{0}) {
+    fmt::print("Loading a prefix from the host is never quicker than computing it on this device.\n");
+  } else {
+    fmt::print("Loading a prefix from the host is quicker than computing it from {} tokens on.\n",
+               grouped(plan.break_even_tokens));
+  }
+  fmt::print("With a codec of ratio (assumed; the pool stays raw), the same host bytes hold:\n");
+  for (const auto& [ratio, tokens] : plan.codec_tokens) fmt::print("  {:4.1f} {:>14} tokens\n", ratio, grouped(tokens));
+  for (const sim::PlanPoint& point : plan.points)
+    fmt::print("host {:>10}: {:5.1f} % of the input tokens from cache, first token p95 {:.2f} s{}\n",
+               human_bytes(point.host_bytes), 100 * point.token_hit_ratio, point.ttft_p95_s,
+               point.meets ? "  <- meets the objective" : "");
+  if (objective > 0 && !plan.points.empty() && !plan.points.back().meets)
+    fmt::print(
+        "No host size meets ttft_p95 = {:.2f} s: the device, not the memory, sets it. Try a faster one, or two.\n",
+        objective);
+}
+
+int run_plan(Arguments& arguments) {
+  if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
+  if (const Status status = fill_engine(arguments); !status.ok()) return fail(status);
+  double objective = 0;
+  if (!arguments.objective.empty()) {
+    const Result<double> parsed = parse_objective(arguments.objective);
+    if (!parsed.ok()) return fail(parsed.status());
+    objective = *parsed;
+  }
+  const Result<sim::Plan> plan = [&] {
+    ProgressLine progress;
+    return sim::make_plan(arguments.trace.path, arguments.trace.options, arguments.engine, objective,
+                          std::ref(progress));
+  }();
+  if (!plan.ok()) return fail(plan.status());
+  if (!arguments.json.empty()) return write_json(arguments.json, to_json(*plan, objective));
+  print_plan(arguments.engine, *plan, objective);
+  return kExitOk;
+}
+
 int run_bookkeeping(Arguments& arguments) {
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
   sim::BookkeepingOptions options;
@@ -254,6 +327,20 @@ void add_simulate_command(CLI::App& app, Action& action) {
       throw CLI::RequiredError("--bookkeeping (with --capacity-blocks and --tiers)");
     action = [arguments] { return arguments->bookkeeping ? run_bookkeeping(*arguments) : run_engine(*arguments); };
   });
+}
+
+void add_plan_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("plan", "how much memory is enough for a model, a trace and an objective");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_option("--trace", arguments->trace.path, "trace file; without it, numbers only");
+  arguments->trace.add_to(*command);
+  command->add_option("--slo", arguments->objective, "what must hold: ttft_p95=2s")->type_name("NAME=TIME");
+  command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
+  command->add_option("--model", arguments->model, "llama-3.1-8b and others, or a config.json")->type_name("NAME");
+  command->add_option("--codec-ratio", arguments->engine.codec_ratio, "assumed: raw bytes by encoded bytes");
+  command->add_option("--json", arguments->json, "write the plan there; - is stdout")->type_name("FILE");
+  arguments->settings.add_to(*command);
+  command->callback([arguments, &action] { action = [arguments] { return run_plan(*arguments); }; });
 }
 
 }  // namespace firn::cli
