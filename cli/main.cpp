@@ -96,6 +96,7 @@ int run_firn(int argc, char** argv) {
   firn::cli::add_config_command(app, action);
   firn::cli::add_demo_command(app, action);
   firn::cli::add_doctor_command(app, action);
+  firn::cli::add_plan_command(app, action);
   firn::cli::add_run_command(app, action);
   firn::cli::add_simulate_command(app, action);
   firn::cli::add_trace_command(app, action);
