@@ -16,19 +16,21 @@ namespace firn::vk {
   X(CreateInstance)       \
   X(EnumerateInstanceVersion) X(EnumerateInstanceLayerProperties) X(EnumerateInstanceExtensionProperties)
 
-#define FIRN_VK_INSTANCE(X)                                                                           \
-  X(DestroyInstance)                                                                                  \
-  X(EnumeratePhysicalDevices)                                                                         \
-  X(GetPhysicalDeviceProperties2) X(GetPhysicalDeviceFeatures2) X(GetPhysicalDeviceMemoryProperties2) \
-      X(GetPhysicalDeviceQueueFamilyProperties) X(EnumerateDeviceExtensionProperties)                 \
-          X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice) X(GetDeviceProcAddr)
+#define FIRN_VK_INSTANCE(X)                                                                                     \
+  X(DestroyInstance)                                                                                            \
+  X(EnumeratePhysicalDevices)                                                                                   \
+  X(GetPhysicalDeviceProperties2)                                                                               \
+  X(GetPhysicalDeviceFeatures2) X(GetPhysicalDeviceMemoryProperties2) X(GetPhysicalDeviceQueueFamilyProperties) \
+      X(EnumerateDeviceExtensionProperties) X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice)     \
+          X(GetDeviceProcAddr)
 #define FIRN_VK_INSTANCE_OPTIONAL(X) X(CreateDebugUtilsMessengerEXT) X(DestroyDebugUtilsMessengerEXT)
 
 #define FIRN_VK_DEVICE(X)                                                                                            \
   X(DestroyDevice)                                                                                                   \
   X(GetDeviceQueue)                                                                                                  \
-  X(AllocateMemory) X(FreeMemory) X(MapMemory) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements)       \
-      X(BindBufferMemory) X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(ResetCommandPool)   \
+  X(AllocateMemory)                                                                                                  \
+  X(FreeMemory) X(MapMemory) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(BindBufferMemory)     \
+      X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(ResetCommandPool)                       \
           X(AllocateCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdBindPipeline) X(CmdPushConstants) \
               X(CmdDispatch) X(CmdFillBuffer) X(CreateSemaphore) X(DestroySemaphore) X(GetSemaphoreCounterValue)     \
                   X(WaitSemaphores) X(CreateShaderModule) X(DestroyShaderModule) X(CreatePipelineLayout)             \

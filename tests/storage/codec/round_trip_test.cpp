@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "storage/codec/layer_codec.h"
 #include "storage/codec/frame.h"
+#include "storage/codec/layer_codec.h"
 #include "tests/storage/codec/extents.h"
 
 namespace firn {
