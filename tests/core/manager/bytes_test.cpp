@@ -406,7 +406,9 @@ class Twins {
   std::deque<std::string> log_;
 };
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+constexpr int kSteps = 150;
+#elif defined(__SANITIZE_ADDRESS__)
 constexpr int kSteps = 400;
 #else
 constexpr int kSteps = 2000;

@@ -576,16 +576,27 @@ TEST_F(Fences, NothingIsStoredBeforeItsBytesAreWritten) {
   EXPECT_EQ(broken(*manager_), "");
 }
 
-TEST_F(Fences, TheWorkerEndsThoughTheDeviceDoesNotAnswer) {
-  make(40, true);
-  device_.by_hand = true;
-  const Tokens tokens = distinct(300, 0);
-  const auto begun = manager_->begin(tokens);
-  ASSERT_TRUE(begun.ok());
-  ASSERT_OK(append_without_waiting(begun->seq, tokens));
-  EXPECT_EQ(manager_->wait_idle(1'000'000).code(), Code::kUnavailable);
-  EXPECT_EQ(manager_->stats().frames_stored, 0u);
-  manager_.reset();  // hangs if the worker waits for ever
+TEST_F(Fences, AManagerEndsThoughItsWorkerStillWaitsForTheDevice) {
+  for (const bool lost : {false, true}) {
+    SCOPED_TRACE(lost ? "lost" : "slow");
+    device_.by_hand = false;
+    make(40, true);
+    device_.by_hand = true;
+    const Tokens tokens = distinct(300, 0);
+    const auto begun = manager_->begin(tokens);
+    ASSERT_TRUE(begun.ok());
+    ASSERT_OK(append_without_waiting(begun->seq, tokens));
+    EXPECT_EQ(manager_->wait_idle(1'000'000).code(), Code::kUnavailable);
+    EXPECT_EQ(manager_->stats().frames_stored, 0u);
+    std::thread later([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      lost ? device_.lose() : device_.complete();
+    });
+    manager_.reset();
+    later.join();
+    EXPECT_EQ(device_.regions, 0);
+    EXPECT_EQ(device_.freed_in_use, 0) << "regions are given back when the device has finished with them, or is lost";
+  }
 }
 
 TEST_F(Fences, ADeviceThatIsLostDropsWhatWaitsForIt) {

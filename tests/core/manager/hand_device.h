@@ -30,6 +30,10 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   }
   void free(const Region& region) override {
     --regions;
+    {
+      std::lock_guard lock(mutex_);
+      freed_in_use += completed_ < submitted_ && !lost_;
+    }
     cpu_->memory().free(region);
   }
 
@@ -73,6 +77,7 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
 
   int refuse_allocation = 0;  // the n-th from now
   int regions = 0;
+  int freed_in_use = 0;  // regions given back before the work on them was done
   bool refuse_copy = false;
   std::atomic<bool> by_hand{false};  // else everything is done at once
 
