@@ -143,6 +143,7 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
                                  .frame = block.frame,
                                  .views = {},
                                  .label = label_of(frame),
+                                 .codec = &codec_for(frame),
                                  .block_count = frame.block_count,
                                  .wanted = 0});
           staged = wave.staged.rbegin();
@@ -175,7 +176,13 @@ Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& stag
                     .layer_count = 1,
                     .views = std::span(part.views).first(part.block_count),
                     .status = {}});
-  codec_->decode(jobs, threads_);
+  // Jobs of one codec together, in their order.
+  for (std::size_t first = 0; first < jobs.size();) {
+    std::size_t end = first + 1;
+    while (end < jobs.size() && staged[end].codec == staged[first].codec) ++end;
+    staged[first].codec->decode(std::span(jobs).subspan(first, end - first), threads_);
+    first = end;
+  }
 
   Lock lock(mutex_);
   Status failure;
@@ -213,7 +220,10 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
   for (bool first = true, last = false; !last; first = false) {
     {
       Lock lock(mutex_);
-      if (first) FIRN_TRY(check_rows(layer, rows).with_context("attend"));
+      if (first) {
+        FIRN_TRY(check_rows(layer, rows).with_context("attend"));
+        FIRN_TRY(settle_lossy(lock).with_context("attend"));
+      }
       FIRN_TRY(plan_wave(wave, rows));
     }
     last = wave.next_rows == rows.size();

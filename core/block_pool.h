@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "firn/codec.h"
 #include "firn/ids.h"
 #include "firn/key.h"
 #include "firn/policy.h"
@@ -30,13 +31,15 @@ struct Block {
   std::uint32_t position = 0;      // index within its sequence: first token / kBlockTokens
   std::uint16_t in_flight = 0;     // mover jobs that read its slot
   std::uint16_t name_space = 0;
-  std::uint8_t frame_index = 0;        // which block of its frame it is
-  bool candidate : 1 = false;          // the policy knows it
-  bool store_queued : 1 = false;       // some mover job is going to store it
-  bool load_queued : 1 = false;        // some mover job is going to load it
-  bool release_when_idle : 1 = false;  // dropped while in flight: its slot goes back when the mover is done
-  bool lost : 1 = false;               // its only copy did not decode
-  bool in_use : 1 = false;             // the record is alive
+  std::uint8_t frame_index = 0;          // which block of its frame it is
+  bool candidate : 1 = false;            // the policy knows it
+  bool store_queued : 1 = false;         // some mover job is going to store it
+  bool load_queued : 1 = false;          // some mover job is going to load it
+  bool release_when_idle : 1 = false;    // dropped while in flight: its slot goes back when the mover is done
+  bool lost : 1 = false;                 // its only copy did not decode
+  bool in_use : 1 = false;               // the record is alive
+  bool coded : 1 = false;                // its bytes have been through a lossy codec, and are never coded lossy again
+  Fidelity fidelity = Fidelity::kExact;  // of the bytes in its slot, or in its frame if it has no slot
   bool full() const { return !key.is_zero(); }
 };
 static_assert(sizeof(Block) <= 76, "one million blocks have to fit 96 bytes each, index and policy included");

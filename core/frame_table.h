@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "firn/codec.h"
 #include "firn/ids.h"
 #include "firn/tier.h"
 
@@ -23,6 +24,8 @@ struct Frame {
   std::uint16_t live = 0;       // blocks of it that live sequences hold: such a frame is not evicted
   std::uint16_t in_flight = 0;  // mover jobs that read it
   std::uint8_t block_count = 0;
+  Fidelity fidelity = Fidelity::kExact;  // of its label
+  CodecId codec = CodecId::kLossless;
   bool in_use = false;
   bool candidate = false;              // the host policy knows it...
   BlockId policy_id = BlockId::kNone;  // ...by the id of this block of it

@@ -83,6 +83,7 @@ Status ManagerImpl::set_up() {
         Code::kInvalidArgument,
         "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "
         "choose another device");
+  if (config_.host.budget_bytes != 0) FIRN_TRY(make_codecs());
   FIRN_TRY(size_pool());
   FIRN_TRY(make_host_tier());
   intern_namespace({}).status().ok();
@@ -122,8 +123,10 @@ Status ManagerImpl::size_pool() {
   const std::uint64_t taken = workspace_bytes + staging_bytes + transfer_bytes;
   const std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0;
   // A sequence's sinks, its recent window wherever it starts within a block, and a block to grow into.
+  // A lossy codec in strict mode takes whole groups: what is cold and no group yet stays too.
+  const std::uint64_t group_blocks = strict_lossy() ? kMaxExtentBlocks : 0;
   const std::uint64_t least =
-      bytes_ ? sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 : 2;
+      bytes_ ? sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 + group_blocks : 2;
   if (slots < least)
     return Status(
         Code::kInvalidArgument,
@@ -212,27 +215,61 @@ Status ManagerImpl::charge_metadata() {
   return {};
 }
 
+// host.codec, and beside a lossy one the exact codec of everything that is not lossy.
+Status ManagerImpl::make_codecs() {
+  const Config::Host& host = config_.host;
+  FIRN_ASSIGN(const CodecId id, codec_from_name(host.codec));
+  if (id == CodecId::kRaw || id == CodecId::kLossless) {
+    FIRN_ASSIGN(codec_, make_codec(id));
+    return {};
+  }
+  FIRN_ASSIGN(codec_, make_codec(CodecId::kLossless));
+  const auto refused = [&](std::string_view what) {
+    return Status(Code::kInvalidArgument,
+                  fmt::format("host.codec {}: {}; calibrate and measure it with firn calibrate, or set "
+                              "host.allow_unmeasured: true",
+                              host.codec, what));
+  };
+  if (id == CodecId::kQ8 || id == CodecId::kQ4) {
+    if (!host.allow_unmeasured) return refused("is lossy, and nothing says what it does to this model");
+    const std::uint32_t bits = id == CodecId::kQ8 ? 8 : 4;
+    FIRN_ASSIGN(lossy_, make_integer_codec({.key_bits = bits, .value_bits = bits}));
+    return {};
+  }
+  FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(host.artefact));
+  FIRN_ASSIGN(lossy_, make_codec(id, artefact, host.ratio, model_));
+  for (const ArtefactRate& rate : describe(*artefact).rates)
+    if (rate.rate == host.ratio && !rate.measured && !host.allow_unmeasured)
+      return refused(fmt::format("the artefact {} has no measured report of ratio {}", host.artefact, host.ratio));
+  return {};
+}
+
 Status ManagerImpl::make_host_tier() {
   if (config_.host.budget_bytes == 0) return {};
-  FIRN_ASSIGN(const CodecId codec, codec_from_name(config_.host.codec));
-  FIRN_ASSIGN(codec_, make_codec(codec));
   const ExtentShape shape = extent_shape(kMaxExtentBlocks);
+  std::size_t scratch_bytes = codec_->scratch_bytes(shape), resident_bytes = 0;
+  std::size_t bound = codec_->bound(shape);
+  if (lossy_) {
+    scratch_bytes = std::max(scratch_bytes, lossy_->scratch_bytes(shape));
+    resident_bytes = lossy_->resident_bytes();
+    bound = std::max(bound, lossy_->bound(shape));
+  }
   // Every thread of the pool may code, and the worker beside them.
   FIRN_ASSIGN(Ledger::Charge scratch,
-              ledger_->charge(Account::kHostScratch, codec_->scratch_bytes(shape) * (threads_->size() + 1)));
+              ledger_->charge(Account::kHostScratch, scratch_bytes * (threads_->size() + 1) + resident_bytes));
   const std::uint64_t left = config_.host.budget_bytes - scratch.bytes();
   charges_.push_back(std::move(scratch));
   FIRN_ASSIGN(host_,
               HostTier::create(
                   {.budget_bytes = left, .placement = config_.host.placement, .huge_pages = config_.host.huge_pages},
                   *ledger_));
-  if (host_->capabilities().max_frame_bytes < codec_->bound(shape))
+  if (host_->capabilities().max_frame_bytes < bound)
     return Status(
         Code::kInvalidArgument,
         fmt::format("host.budget: {} leaves room for frames of at most {} bytes, but one of {} tokens may need {}; "
                     "raise it",
                     format_bytes(config_.host.budget_bytes), host_->capabilities().max_frame_bytes,
-                    kMaxExtentBlocks * kBlockTokens, codec_->bound(shape)));
+                    kMaxExtentBlocks * kBlockTokens, bound));
   fixed_host_bytes_ = ledger_->spent(Budget::kHost);
   return {};
 }
@@ -315,6 +352,8 @@ std::string_view to_string(MissReason reason) {
       return "load_failed";
     case MissReason::kNotRead:
       return "not_read";
+    case MissReason::kFidelity:
+      return "fidelity";
     case MissReason::kCount:
       break;
   }

@@ -41,6 +41,7 @@ struct Sequence {
   std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
   std::uint32_t store_next = 0;   // blocks before this have been queued for storing, sinks aside
   std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode
+  bool exact = false;             // asked for exact context: nothing it holds becomes lossy while it lives
   Ledger::Charge charge;          // for tokens and blocks
   std::uint32_t committed_blocks() const { return static_cast<std::uint32_t>(tokens.size()) / kBlockTokens; }
 };
@@ -50,6 +51,7 @@ struct Job {
   Ticket ticket = Ticket::kNone;
   std::array<BlockRef, kMaxExtentBlocks> blocks{};
   std::uint8_t count = 0;
+  bool lossy = false;              // store: by the lossy codec
   FrameId frame = FrameId::kNone;  // load: which one
   std::uint32_t frame_generation = 0;
   Fence fence;  // store: after this the blocks' bytes are written
@@ -60,7 +62,8 @@ class ManagerImpl final : public Manager {
   static Result<std::unique_ptr<Manager>> create(const Config& config, const ModelSpec& model, Environment environment);
   ~ManagerImpl() override;
 
-  PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space) const override;
+  PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space,
+                           Fidelity min_fidelity) const override;
   Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options) override;
   Result<StepPlan> plan_step(std::span<const StepRequest> requests) const override;
   Result<std::vector<CopyOrder>> allocate(SeqId seq, std::uint32_t new_tokens, std::uint32_t lookahead) override;
@@ -111,6 +114,7 @@ class ManagerImpl final : public Manager {
     FrameId frame = FrameId::kNone;
     std::array<BlockView, kMaxExtentBlocks> views{};
     FrameLabel label;
+    const Codec* codec = nullptr;
     std::uint32_t block_count = 0;
     std::uint32_t wanted = 0;  // blocks decoded
   };
@@ -120,6 +124,7 @@ class ManagerImpl final : public Manager {
   Status set_up();  // create(), after the cheap checks
   Status size_pool();
   Status take_chunks(std::uint32_t slots);
+  Status make_codecs();
   Status make_host_tier();
   Status charge_metadata();
 
@@ -130,7 +135,13 @@ class ManagerImpl final : public Manager {
   Result<Sequence*> make_sequence(std::uint16_t name_space);
   void drop_sequence(Sequence& seq);
   Result<std::uint16_t> intern_namespace(std::string_view name);
-  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain) const;
+  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity) const;
+  void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
+  bool attends_lossy(const Sequence& seq, std::uint32_t blocks) const;  // any of its first blocks is not exact
+  bool held_exact(BlockId id) const;  // some live sequence that asked for exact context has it
+  // Strict mode with a lossy codec: whatever commit has made lossy is lossy before anybody looks.
+  bool strict_lossy() const { return lossy_ && config_.mode == "strict"; }
+  Status settle_lossy(Lock& lock);  // lets go of the lock
   // Of a sequence's tokens and table.
   static std::uint64_t sequence_bytes(std::uint64_t tokens) {
     return tokens * sizeof(TokenId) + (tokens / kBlockTokens + 2) * sizeof(BlockId);
@@ -181,13 +192,25 @@ class ManagerImpl final : public Manager {
   std::vector<BlockView> host_views(std::span<const SlotId> slots) const;
   Status move_transfer(std::span<const SlotId> slots, bool gather) const;
   // The job's views are slots, one a block of the extent, kNone: left out. They set its status.
-  void encode_slots(EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
-  void decode_slots(DecodeJob& job, std::span<const SlotId> slots);
+  void encode_slots(const Codec& codec, EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
+  void decode_slots(const Codec& codec, DecodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
 
   // --- mover.cpp ---
   void queue_cold(Sequence& seq, bool ending);
   void press_cold();  // partial groups too: somebody needs the room
-  bool queue_piece(std::span<const BlockId> blocks);
+  // Blocks before this may be pressed when somebody needs the room: all that are cold, but for those that strict mode
+  // makes lossy by whole groups, whoever needs room.
+  std::uint32_t pressable(const Sequence& seq) const;
+  bool queue_piece(std::span<const BlockId> blocks, bool lossy);
+  // What a store job has made; the guard may have turned lossy into lossless.
+  struct Stored {
+    const Codec* codec = nullptr;
+    std::size_t bytes = 0;
+    bool replaced = false;  // the slots hold what the frame decodes to
+  };
+  Status encode_extent(const Job& job, FrameLabel& label, std::span<const SlotId> slots, std::span<std::byte> out,
+                       ThreadPool* threads, Stored& stored);
+  const Codec& codec_for(const Frame& frame) const { return frame.codec == codec_->id() ? *codec_ : *lossy_; }
   bool moving() const { return !stores_.empty() || !loads_.empty() || running_ != 0; }
   // Something is under way after which more slots may be available.
   bool may_free_slots() const { return moving() || !deferred_.empty(); }
@@ -236,8 +259,10 @@ class ManagerImpl final : public Manager {
   std::uint32_t max_rows_ = 0, query_heads_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 
-  std::unique_ptr<Codec> codec_;
-  std::unique_ptr<HostTier> host_;  // null: no host tier
+  std::unique_ptr<Codec> codec_;     // exact: of windows, sinks, and all where no lossy codec was asked for
+  std::unique_ptr<Codec> lossy_;     // null: everything is exact
+  std::uint32_t lossy_pending_ = 0;  // store jobs by it that wait or run
+  std::unique_ptr<HostTier> host_;   // null: no host tier
 
   mutable std::mutex mutex_;
   mutable std::condition_variable moved_;

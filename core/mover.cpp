@@ -25,7 +25,12 @@ FrameLabel ManagerImpl::label_of(const Frame& frame) const {
   return {.last_key = frame.last_key,
           .group = GroupId{0},
           .first_position = frame.first_position,
-          .fidelity = codec_->fidelity()};
+          .fidelity = frame.fidelity};
+}
+
+std::uint32_t ManagerImpl::pressable(const Sequence& seq) const {
+  const std::uint32_t cold = std::min(seq.hot_first, seq.committed_blocks());
+  return strict_lossy() && !seq.exact ? std::min(cold, seq.store_next) : cold;
 }
 
 // Queues what has gone cold and has no copy yet. While the sequence lives, only whole groups: frames of eight blocks
@@ -41,8 +46,13 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
   std::vector<BlockId> piece;
   std::uint32_t i = ending ? 0 : seq.store_next;
   std::uint32_t queued_to = i;  // everything before it is queued, or needs no storing
+  // What a live sequence has computed, nobody holds as exact, and no lossy codec has seen.
+  const auto lossy = [&](const Block& block, BlockId id) {
+    return lossy_ && !ending && !seq.exact && !block.coded && !held_exact(id);
+  };
+  bool lossy_piece = false;
   const auto flush = [&] {
-    if (!piece.empty() && !queue_piece(piece)) return false;
+    if (!piece.empty() && !queue_piece(piece, lossy_piece)) return false;
     piece.clear();
     queued_to = i;
     return true;
@@ -54,11 +64,14 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
     const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
                         !block.store_queued && others_hot == 0;
     // A frame never crosses a group or a known branch, which shows as a change in who shares the block.
-    const bool cut =
-        !piece.empty() && (group_of(i, sinks) != group_of(i - 1, sinks) ||
-                           block.refs != pool_->block(piece.back()).refs || piece.size() == kMaxExtentBlocks);
+    const bool cut = !piece.empty() &&
+                     (group_of(i, sinks) != group_of(i - 1, sinks) || block.refs != pool_->block(piece.back()).refs ||
+                      piece.size() == kMaxExtentBlocks || lossy(block, seq.blocks[i]) != lossy_piece);
     if (cut || !wanted) room = flush();
-    if (room && wanted) piece.push_back(seq.blocks[i]);
+    if (room && wanted) {
+      lossy_piece = lossy(block, seq.blocks[i]);
+      piece.push_back(seq.blocks[i]);
+    }
   }
   if (room) flush();
   if (!ending) seq.store_next = std::max(seq.store_next, queued_to);  // a full queue is tried again at the next commit
@@ -68,10 +81,10 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
 void ManagerImpl::press_cold() {
   if (!host_) return;
   for (auto& [number, seq] : sequences_) {
-    const std::uint32_t limit = std::min(seq->hot_first, seq->committed_blocks());
+    const std::uint32_t limit = pressable(*seq);
     std::vector<BlockId> piece;
     const auto flush = [&] {
-      if (!piece.empty()) queue_piece(piece);
+      if (!piece.empty()) queue_piece(piece, lossy_ && !strict_lossy() && !seq->exact && !held_exact(piece.front()));
       piece.clear();
     };
     for (std::uint32_t i = sink_blocks(); i < limit; ++i) {
@@ -87,9 +100,15 @@ void ManagerImpl::press_cold() {
   }
 }
 
-bool ManagerImpl::queue_piece(std::span<const BlockId> blocks) {
-  if (stores_.size() >= config_.mover.queue) return false;
-  Job job{.kind = Job::Kind::kStore, .count = static_cast<std::uint8_t>(blocks.size()), .fence = last_write_};
+bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
+  // In strict mode the commit that makes a token lossy is named, so the queue takes what it is given then; attend and
+  // begin work it off before anything else.
+  if (stores_.size() >= config_.mover.queue && !(lossy && strict_lossy())) return false;
+  Job job{.kind = Job::Kind::kStore,
+          .count = static_cast<std::uint8_t>(blocks.size()),
+          .lossy = lossy,
+          .fence = last_write_};
+  lossy_pending_ += lossy ? 1 : 0;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = pool_->block(blocks[i]);
     block.store_queued = true;
@@ -180,6 +199,7 @@ bool ManagerImpl::run_one(Lock& lock, bool background) {
     run_load(lock, job);
   }
   --running_;
+  lossy_pending_ -= job.lossy ? 1 : 0;
   finish(job.ticket);
   moved_.notify_all();
   return true;
@@ -219,9 +239,59 @@ Status ManagerImpl::wait_fence(Lock& lock, const Fence& fence, std::int64_t time
       if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
         block.store_queued = false;
   }
+  for (const Job& job : stores_) lossy_pending_ -= job.lossy ? 1 : 0;
   stores_.clear();
   moved_.notify_all();
   return status;
+}
+
+Status ManagerImpl::settle_lossy(Lock& lock) {
+  constexpr std::int64_t kLongestWaitNs = 30'000'000'000;
+  if (!strict_lossy()) return {};
+  while (lossy_pending_ != 0) {
+    if (run_one(lock, /*background=*/false)) continue;
+    if (!stores_.empty()) {
+      FIRN_TRY(wait_fence(lock, stores_.front().fence, kLongestWaitNs));
+    } else {
+      moved_.wait(lock, [&] { return lossy_pending_ == 0 || !stores_.empty(); });  // the worker has the last one
+    }
+  }
+  return {};
+}
+
+// By the lossy codec, and by the exact one where the error is above what the codec was measured with. Without the lock.
+Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<const SlotId> slots,
+                                  std::span<std::byte> out, ThreadPool* threads, Stored& stored) {
+  const ExtentShape shape = extent_shape(static_cast<std::uint32_t>(slots.size()));
+  const Fidelity before = label.fidelity;
+  EncodeJob encode{.shape = shape, .label = label, .views = {}, .out = out, .bytes = 0, .status = {}};
+  if (job.lossy) {
+    stored.codec = lossy_.get();
+    encode.label.fidelity = label.fidelity = std::max(before, Fidelity::kLossy);
+    encode_slots(*lossy_, encode, slots, threads);
+    FIRN_TRY(encode.status);
+    stored.bytes = encode.bytes;
+    const ErrorBound bound = lossy_->error_bound();
+    if (encode.key_error <= bound.keys && encode.value_error <= bound.values) {
+      if (!strict_lossy()) return {};
+      // From this commit on the tokens are what the frame says, wherever they are.
+      DecodeJob decode{.frame = out.first(encode.bytes),
+                       .shape = shape,
+                       .label = label,
+                       .layer = 0,
+                       .layer_count = shape.layer_count,
+                       .views = {},
+                       .status = {}};
+      decode_slots(*lossy_, decode, slots, threads);
+      stored.replaced = true;
+      return decode.status;
+    }
+  }
+  stored.codec = codec_.get();
+  encode.label.fidelity = label.fidelity = before;
+  encode_slots(*codec_, encode, slots, threads);
+  stored.bytes = encode.bytes;
+  return encode.status;
 }
 
 // Room for a frame in the host tier, at the expense of frames that no live sequence needs.
@@ -250,6 +320,8 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     if (whole) ids[count++] = job.blocks[i].id;
   }
   if (count == 0) return;
+  Fidelity fidelity = Fidelity::kExact;
+  for (std::uint8_t i = 0; i < count; ++i) fidelity = std::max(fidelity, pool_->block(ids[i]).fidelity);
   std::array<SlotId, kMaxExtentBlocks> slots{};
   for (std::uint8_t i = 0; i < count; ++i) {
     Block& block = pool_->block(ids[i]);
@@ -259,27 +331,32 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     slots[i] = block.slot;
   }
   const Block& last = pool_->block(ids[count - 1]);
-  const FrameLabel label{.last_key = last.key,
-                         .group = GroupId{0},
-                         .first_position = std::uint64_t{pool_->block(ids[0]).position} * kBlockTokens,
-                         .fidelity = codec_->fidelity()};
+  FrameLabel label{.last_key = last.key,
+                   .group = GroupId{0},
+                   .first_position = std::uint64_t{pool_->block(ids[0]).position} * kBlockTokens,
+                   .fidelity = fidelity};
   const ExtentShape shape = extent_shape(count);
-  FrameKey key = frame_key(label, count, codec_->id(), codec_->version());
+  FrameKey key;
 
-  EncodeJob encode{.shape = shape, .label = label, .views = {}, .out = {}, .bytes = 0, .status = {}};
-  Result<MemoryTier::Reservation> reservation = reserve_frame(lock, codec_->bound(shape));
+  Stored stored;
+  Result<MemoryTier::Reservation> reservation =
+      reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0));
   Status status = reservation.status();
   if (reservation.ok()) {
     lock.unlock();
-    encode.out = reservation->bytes();
-    encode_slots(encode, std::span(slots).first(count), background ? nullptr : threads_);
-    status = encode.status;
+    status = encode_extent(job, label, std::span(slots).first(count), reservation->bytes(),
+                           background ? nullptr : threads_, stored);
+    if (status.ok())
+      key = frame_key(label, count, stored.codec->id(), stored.codec->version(), stored.codec->artefact(),
+                      stored.codec->rate());
     lock.lock();
+    FIRN_CHECK(status.ok() || !stored.replaced);  // what we have just written decodes
+    counters_.frames_guarded += status.ok() && job.lossy && stored.codec == codec_.get();
     while (status.ok() && frames_->full())
       if (!evict_frame()) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
     // Duplicate blocks are kept, and so are their frames: the second takes a neighbouring name.
     while (host_->contains(key)) ++key.hi;
-    if (status.ok()) status = host_->publish(std::move(*reservation), key, encode.bytes);
+    if (status.ok()) status = host_->publish(std::move(*reservation), key, stored.bytes);
   }
 
   bool all_full = true;
@@ -287,6 +364,10 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     Block& block = pool_->block(ids[i]);
     --block.in_flight;
     block.store_queued = false;
+    if (stored.replaced) {
+      block.coded = true;
+      block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
+    }
     all_full = all_full && block.full();
   }
   if (status.ok() && !all_full) {  // rewound while it was being written: nobody may find these bytes
@@ -299,8 +380,10 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     frame.key = key;
     frame.last_key = label.last_key;
     frame.first_position = label.first_position;
-    frame.bytes = static_cast<std::uint32_t>(encode.bytes);
+    frame.bytes = static_cast<std::uint32_t>(stored.bytes);
     frame.block_count = count;
+    frame.fidelity = label.fidelity;
+    frame.codec = stored.codec->id();
     for (std::uint8_t i = 0; i < count; ++i) {
       Block& block = pool_->block(ids[i]);
       frame.blocks[i] = ids[i];
@@ -310,8 +393,9 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     }
     update_frame(id);
     host_raw_bytes_ += shape.raw_bytes();
-    counters_.kv_offload_bytes_store += encode.bytes;
+    counters_.kv_offload_bytes_store += stored.bytes;
     ++counters_.frames_stored;
+    counters_.frames_lossy += stored.codec == lossy_.get();
   } else if (status.code() == Code::kNoSpace) {
     ++counters_.frames_refused;
   } else if (status.code() != Code::kUnavailable) {
@@ -354,6 +438,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   const FrameLabel label = label_of(frame);
   const ExtentShape shape = extent_shape(frame.block_count);
   const FrameKey key = frame.key;
+  const Codec& codec = codec_for(frame);
 
   lock.unlock();
   DecodeJob decode{
@@ -364,7 +449,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     if (pin) {
       decode.frame = pin.bytes();
       read = decode.frame.size();
-      decode_slots(decode, std::span(targets).first(shape.block_count));
+      decode_slots(codec, decode, std::span(targets).first(shape.block_count), threads_);
     } else {
       decode.status = Status(Code::kCorrupt, "the tier has lost the frame");
     }

@@ -56,6 +56,11 @@ SlotId ManagerImpl::evict(BlockId id) {
   const SlotId slot = pool_->unbind(id);
   if (block.frame != FrameId::kNone) {
     ++counters_.evictions_with_copy;
+    // What comes back is what the frame says (in strict mode it was that already).
+    if (lossy_ && frames_->frame(block.frame).codec == lossy_->id()) {
+      block.coded = true;
+      block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
+    }
   } else {
     forget_key(id, MissReason::kEvictedDevice);
     pool_->drop_record(id);

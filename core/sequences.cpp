@@ -114,49 +114,83 @@ void ManagerImpl::move_window(Sequence& seq) {
 }
 
 // The longest chain of full blocks that somebody has, short of the last token.
-ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const KeyChain& chain) const {
+ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const KeyChain& chain,
+                                            Fidelity min_fidelity) const {
   Found found;
   if (tokens.empty()) return found;
   const std::size_t usable = (tokens.size() - 1) / kBlockTokens;
   Key parent{};
   for (std::size_t i = 0; i < usable; ++i) {
     const Key key = chain.next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
-    BlockId id = index_->find(key);
-    // Of blocks with the same key, one with its bytes in a slot is the cheapest.
-    for (BlockId other = id; other != BlockId::kNone; other = pool_->block(other).next_duplicate)
-      if (pool_->block(other).slot != SlotId::kNone) {
-        id = other;
-        break;
-      }
+    // Of blocks with the same key that are good enough, one with its bytes in a slot is the cheapest.
+    const BlockId any = index_->find(key);
+    BlockId id = BlockId::kNone;
+    for (BlockId other = any; other != BlockId::kNone; other = pool_->block(other).next_duplicate) {
+      if (pool_->block(other).fidelity > min_fidelity) continue;
+      if (id == BlockId::kNone) id = other;
+      if (pool_->block(other).slot == SlotId::kNone) continue;
+      id = other;
+      break;
+    }
     if (id == BlockId::kNone) {
-      found.match.first_miss = ghosts_->reason(key);
+      found.match.first_miss = any == BlockId::kNone ? ghosts_->reason(key) : MissReason::kFidelity;
       break;
     }
     found.blocks.push_back(id);
-    (pool_->block(id).slot != SlotId::kNone ? found.match.tokens_on_device : found.match.tokens_on_host) +=
-        kBlockTokens;
     parent = key;
   }
-  found.match.tokens = static_cast<std::uint32_t>(found.blocks.size()) * kBlockTokens;
   if (found.blocks.size() == usable) found.match.first_miss = MissReason::kPartialTail;
+  found.match.tokens_found = static_cast<std::uint32_t>(found.blocks.size()) * kBlockTokens;
+  if (lossy_ && config_.protect.tail == "recompute") recompute_tail(found);
+  for (const BlockId id : found.blocks)
+    (pool_->block(id).slot != SlotId::kNone ? found.match.tokens_on_device : found.match.tokens_on_host) +=
+        kBlockTokens;
+  found.match.tokens = found.match.recompute_from = static_cast<std::uint32_t>(found.blocks.size()) * kBlockTokens;
   return found;
 }
 
-PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, std::string_view name_space) const {
+// The window of a matched prefix is where the next token looks most, and a live sequence's window is never lossy.
+void ManagerImpl::recompute_tail(Found& found) const {
+  for (std::size_t i = std::max<std::size_t>(hot_first(found.match.tokens_found), sink_blocks());
+       i < found.blocks.size(); ++i) {
+    if (!pool_->block(found.blocks[i]).coded) continue;
+    found.blocks.resize(i);
+    found.match.first_miss = MissReason::kFidelity;
+    return;
+  }
+}
+
+bool ManagerImpl::attends_lossy(const Sequence& seq, std::uint32_t blocks) const {
+  if (!lossy_) return false;
+  for (std::uint32_t i = 0; i < blocks; ++i)
+    if (pool_->block(seq.blocks[i]).fidelity != Fidelity::kExact) return true;
+  return false;
+}
+
+bool ManagerImpl::held_exact(BlockId id) const {
+  const std::uint32_t position = pool_->block(id).position;
+  for (const auto& [number, seq] : sequences_)
+    if (seq->exact && position < seq->blocks.size() && seq->blocks[position] == id) return true;
+  return false;
+}
+
+PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, std::string_view name_space,
+                                      Fidelity min_fidelity) const {
   Lock lock(mutex_);
   for (const Namespace& known : namespaces_)
-    if (known.name == name_space) return find_prefix(tokens, known.chain).match;
-  return find_prefix(tokens, KeyChain(identity_, name_space)).match;
+    if (known.name == name_space) return find_prefix(tokens, known.chain, min_fidelity).match;
+  return find_prefix(tokens, KeyChain(identity_, name_space), min_fidelity).match;
 }
 
 Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOptions& options) {
   Lock lock(mutex_);
   run_deferred();
   if (tokens.empty()) return Status(Code::kInvalidArgument, "begin: a prompt has at least one token");
+  FIRN_TRY(settle_lossy(lock).with_context("begin"));
   FIRN_ASSIGN(const std::uint16_t name_space, intern_namespace(options.name_space));
   Found found;
   if (options.read_cache) {
-    found = find_prefix(tokens, namespaces_[name_space].chain);
+    found = find_prefix(tokens, namespaces_[name_space].chain, options.min_fidelity);
   } else {
     found.match.first_miss = MissReason::kNotRead;
   }
@@ -168,6 +202,9 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
   seq->blocks = found.blocks;
   seq->hot_first = hot_first(found.match.tokens);
+  seq->exact = options.min_fidelity == Fidelity::kExact;
+  // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
+  if (lossy_) seq->store_next = std::max(seq->store_next, static_cast<std::uint32_t>(seq->blocks.size()));
   for (std::uint32_t i = 0; i < seq->blocks.size(); ++i) add_ref(seq->blocks[i], is_hot(*seq, i));
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.blocks.size();
@@ -244,7 +281,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   }
   if (host_)
     for (const auto& [number, seq] : sequences_)
-      for (std::uint32_t i = sink_blocks(); i < std::min(seq->hot_first, seq->committed_blocks()); ++i) {
+      for (std::uint32_t i = sink_blocks(); i < pressable(*seq); ++i) {
         const Block& block = pool_->block(seq->blocks[i]);
         movable += block.slot != SlotId::kNone && !block.candidate && block.hot_refs == 0;
       }
@@ -310,7 +347,7 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
                 .layer_count = layers,
                 .views = {},
                 .status = {}};
-  decode_slots(job, std::span(slots).first(frame.block_count));
+  decode_slots(codec_for(frame), job, std::span(slots).first(frame.block_count), threads_);
   return job.status;
 }
 
@@ -396,8 +433,10 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
     return Status(Code::kInvalidArgument, "commit: the sequence's last block is shared or was lost; allocate first");
   seq->tokens.insert(seq->tokens.end(), tokens.begin(), tokens.end());
   const KeyChain& chain = namespaces_[seq->name_space].chain;
+  const bool derived = attends_lossy(*seq, first);
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
     Block& block = pool_->block(seq->blocks[i]);
+    if (derived) block.fidelity = Fidelity::kDerived;
     const Key parent = i == 0 ? Key{} : pool_->block(seq->blocks[i - 1]).key;
     block.key = chain.next(parent, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     block.parent = i == 0 ? BlockId::kNone : seq->blocks[i - 1];
@@ -423,6 +462,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   child->hot_first = std::min(parent->hot_first, shared);
   child->store_next = parent->store_next;
   child->lost_from = parent->lost_from;
+  child->exact = parent->exact;
   for (std::uint32_t i = 0; i < shared; ++i) add_ref(child->blocks[i], is_hot(*child, i));
   return child->id;
 }

@@ -51,7 +51,7 @@ Status ManagerImpl::move_transfer(std::span<const SlotId> slots, bool gather) co
   return device_->timeline().wait(fence);
 }
 
-void ManagerImpl::encode_slots(EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
+void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();
@@ -60,11 +60,11 @@ void ManagerImpl::encode_slots(EncodeJob& job, std::span<const SlotId> slots, Th
   }
   const std::vector<BlockView> views = host_views(slots);
   job.views = views;
-  codec_->encode({&job, 1}, threads);
+  codec.encode({&job, 1}, threads);
   job.views = {};
 }
 
-void ManagerImpl::decode_slots(DecodeJob& job, std::span<const SlotId> slots) {
+void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();
@@ -75,7 +75,7 @@ void ManagerImpl::decode_slots(DecodeJob& job, std::span<const SlotId> slots) {
   }
   const std::vector<BlockView> views = host_views(slots);
   job.views = views;
-  codec_->decode({&job, 1}, threads_);
+  codec.decode({&job, 1}, threads);
   job.views = {};
   if (transfer_.host && job.status.ok()) job.status = move_transfer(slots, /*gather=*/false);
 }

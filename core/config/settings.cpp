@@ -16,10 +16,11 @@ using std::string_view;
 
 constexpr std::uint64_t kTiB = 1ull << 40;
 constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
-constexpr std::array<string_view, 2> kHostCodecs{"raw", "lossless"};
+constexpr std::array<string_view, 5> kHostCodecs{"raw", "lossless", "q8", "q4", "kvtc"};
+constexpr std::array<string_view, 2> kTails{"recompute", "accept"};
 // policy_names(), which this part must not know; a test of the command line compares the two.
-constexpr std::array<string_view, 10> kEvictions{"lru",   "lru_tail_first", "fifo",   "lfu",         "length_aware",
-                                                 "sieve", "slru",           "s3fifo", "s3fifo_fill", "arc"};
+constexpr std::array<string_view, 11> kEvictions{
+    "lru", "lru_tail_first", "fifo", "lfu", "length_aware", "sieve", "slru", "s3fifo", "s3fifo_fill", "arc", "session"};
 
 bool parse_count(string_view text, std::uint64_t& out) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
@@ -73,6 +74,8 @@ Status check_placement(string_view text) {
                 fmt::format("\"{}\" is no placement; write local, node:0, interleave or spread:2,1", text));
 }
 
+Status check_path(string_view) { return {}; }
+
 constexpr Setting word(string_view key, Setting::Field field, std::span<const string_view> words,
                        string_view description) {
   return {.key = key, .kind = Kind::kWord, .field = field, .description = description, .words = words};
@@ -125,10 +128,22 @@ const Setting kSettings[] = {
           "first tokens that stay raw while their sequence lives; rounded up to whole blocks of 16"),
     count("protect.recent", FIRN_FIELD(protect.recent), 0, 1 << 20, "",
           "last tokens that stay raw while their sequence lives; rounded up to whole blocks of 16"),
+    word("protect.tail", FIRN_FIELD(protect.tail), kTails,
+         "last window of a matched prefix that has been through a lossy codec: computed again, or taken as it is"),
     bytes("host.budget", FIRN_FIELD(host.budget_bytes), 64 << 10, "off",
           "everything the host tier has: frames, tables and scratch, per process; off: no host tier"),
     word("host.codec", FIRN_FIELD(host.codec), kHostCodecs,
-         "how blocks are written into the host tier; both are exact"),
+         "how cold blocks are written into the host tier; raw and lossless are exact, q8, q4 and kvtc are not"),
+    {.key = "host.artefact",
+     .kind = Kind::kText,
+     .field = FIRN_FIELD(host.artefact),
+     .description = "calibration file of host.codec kvtc, as firn calibrate writes it",
+     .form = "a path",
+     .pattern = "^.*$",
+     .check = check_path},
+    count("host.ratio", FIRN_FIELD(host.ratio), 2, 1024, "", "of host.codec kvtc: one of the ratios in its artefact"),
+    flag("host.allow_unmeasured", FIRN_FIELD(host.allow_unmeasured),
+         "accept a lossy codec that has no measured report of what it does to the model"),
     {.key = "host.placement",
      .kind = Kind::kText,
      .field = FIRN_FIELD(host.placement),

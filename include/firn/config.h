@@ -30,11 +30,16 @@ struct Config {
   struct Protect {
     std::uint32_t sinks = 4;     // first tokens of a sequence that stay raw while it lives
     std::uint32_t recent = 128;  // last tokens that do
+    // What becomes of the last window of a matched prefix that has been through a lossy codec: recompute | accept.
+    std::string tail = "recompute";
   } protect;
 
   struct Host {
     std::uint64_t budget_bytes = 0;   // everything the host tier has, per process; 0: no host tier
-    std::string codec = "lossless";   // raw | lossless
+    std::string codec = "lossless";   // raw | lossless, both exact; q8 | q4 | kvtc, lossy
+    std::string artefact;             // kvtc: the file that firn calibrate wrote
+    std::uint32_t ratio = 16;         // kvtc: one of the artefact's
+    bool allow_unmeasured = false;    // a lossy codec without a measured report
     std::string placement = "local";  // local | node:N | interleave | spread:W0,W1,...
     bool huge_pages = true;
   } host;

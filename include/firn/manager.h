@@ -47,12 +47,18 @@ struct PrefixMatch {
   std::uint32_t tokens = 0;            // reusable tokens from the start, a multiple of kBlockTokens, at most tokens - 1
   std::uint32_t tokens_on_device = 0;  // of those, resident in slots
   std::uint32_t tokens_on_host = 0;    // of those, only in host frames
+  // With a lossy codec and protect.tail: recompute, matched tokens in the last window that have been through the codec
+  // are given up: tokens_found were there, computing starts at recompute_from (= tokens).
+  std::uint32_t tokens_found = 0, recompute_from = 0;
   MissReason first_miss = MissReason::kNone;  // why the block after them is not usable
 };
 
 struct BeginOptions {
   std::string_view name_space;  // tenants do not see each other's blocks; a part of every key
   bool read_cache = true;       // false: compute everything, store as usual
+  // The least that is reused. kExact: nothing lossy or derived, and nothing this sequence holds becomes lossy while it
+  // lives. Anything less exact: whatever the configured codec does.
+  Fidelity min_fidelity = Fidelity::kDerived;
 };
 struct Begun {
   SeqId seq = SeqId::kNone;
@@ -112,7 +118,8 @@ class FIRN_API Manager {
 
   // --- sequences ---
   // Read-only: what begin() would reuse. At most tokens.size() - 1 tokens, because the last one's logits are needed.
-  virtual PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space = {}) const = 0;
+  virtual PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space = {},
+                                   Fidelity min_fidelity = Fidelity::kDerived) const = 0;
   virtual Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options = {}) = 0;
   virtual Result<StepPlan> plan_step(std::span<const StepRequest> requests) const = 0;
   // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to

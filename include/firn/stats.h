@@ -19,6 +19,7 @@ enum class MissReason : std::uint8_t {
   kPartialTail,    // the prompt ends inside this block, or the block holds the last token, which is always computed
   kLoadFailed,     // its frame did not decode
   kNotRead,        // the request asked not to read the cache
+  kFidelity,       // what there is of it is less exact than was asked for
   kCount,
 };
 FIRN_API std::string_view to_string(MissReason reason);
@@ -42,6 +43,8 @@ struct Stats {
   std::uint64_t evictions = 0, evictions_with_copy = 0;  // slots taken back; of those, losing nothing
   std::uint64_t host_evictions = 0;                      // frames
   std::uint64_t frames_stored = 0, frames_refused = 0, frames_failed = 0;
+  std::uint64_t frames_lossy = 0;    // of those stored, by a lossy codec
+  std::uint64_t frames_guarded = 0;  // stored lossless, because their error was above what the codec was measured with
   std::uint64_t kv_offload_bytes_store = 0, kv_offload_bytes_load = 0;  // encoded bytes written and read
   std::uint64_t blocks_promoted = 0,
                 blocks_staged = 0;  // decoded into slots; decoded into staging (per layer / layers)
