@@ -34,8 +34,8 @@ class FaultyManager final : public Manager {
   }
 
   using Tokens = std::span<const TokenId>;
-  PrefixMatch match_prefix(Tokens tokens, std::string_view name) const override {
-    return real_.match_prefix(tokens, name);
+  PrefixMatch match_prefix(Tokens tokens, std::string_view name, Fidelity least) const override {
+    return real_.match_prefix(tokens, name, least);
   }
   Result<Begun> begin(Tokens tokens, const BeginOptions& options) override { return real_.begin(tokens, options); }
   Result<StepPlan> plan_step(std::span<const StepRequest> requests) const override { return real_.plan_step(requests); }
