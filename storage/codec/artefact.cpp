@@ -153,7 +153,7 @@ Result<std::span<const std::byte>> take(Tensors& tensors, const std::string& nam
 Result<std::vector<float>> take_floats(Tensors& tensors, const std::string& name, std::uint64_t count) {
   FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "F32", {count}));
   std::vector<float> values(count);
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (count != 0) std::memcpy(values.data(), bytes.data(), bytes.size());  // an empty vector may have no address
   for (const float value : values)
     if (!std::isfinite(value)) return corrupt(name, "has a value that is not finite");
   return values;
