@@ -1,0 +1,269 @@
+// Lossy tiers: what is lossy and when, who is served it, and what never is.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <fstream>
+#include <map>
+
+#include "tests/core/manager/toy_engine.h"
+#include "tests/storage/calibration/toy_cache.h"
+
+namespace firn::test {
+namespace {
+
+constexpr std::uint32_t kQueryHeads = 2, kStep = 16;
+
+struct Setting {
+  std::string codec = "q4";
+  std::uint64_t pool_blocks = 400;
+  bool worker = false;
+  std::string tail = "recompute";
+  std::string mode = "strict";
+};
+
+// Two layers of two heads of 32, f16: blocks of 8 KiB; windows of 64 tokens.
+ModelSpec model_of_tests() { return toy_model(2); }
+
+Config config_of(const Setting& setting) {
+  Config config;
+  config.device = "cpu";
+  config.threads = 2;
+  config.mode = setting.mode;
+  config.protect.recent = 64;
+  config.protect.tail = setting.tail;
+  config.pool.max_step_tokens = 16;
+  config.pool.budget_bytes = (96u << 10) + setting.pool_blocks * model_of_tests().block_bytes();
+  config.host.budget_bytes = 16u << 20;
+  config.host.huge_pages = false;
+  config.host.codec = setting.codec;
+  config.host.allow_unmeasured = true;
+  config.mover.worker = setting.worker;
+  return config;
+}
+
+using Outputs = std::vector<float>;
+
+// Runs tokens [from, end) in steps and returns all outputs; on_step sees the sequence after each commit.
+Outputs run(Manager& manager, SeqId seq, const Tokens& tokens, std::uint32_t from,
+            const std::function<void()>& on_step = {}) {
+  ToyEngine engine(manager, kQueryHeads);
+  Outputs outputs;
+  while (from < tokens.size()) {
+    const std::uint32_t count = std::min<std::uint32_t>(kStep, static_cast<std::uint32_t>(tokens.size()) - from);
+    Result<std::vector<CopyOrder>> room = manager.allocate(seq, count);
+    if (room.status().code() == Code::kUnavailable) {
+      EXPECT_OK(manager.wait_room(seq, count));
+      room = manager.allocate(seq, count);
+    }
+    EXPECT_TRUE(room.ok()) << room.status().message();
+    EXPECT_OK(engine.append(seq, tokens, from, count));
+    const Result<Outputs> out = engine.attend(seq, tokens, from, count);
+    EXPECT_TRUE(out.ok()) << out.status().message();
+    if (!room.ok() || !out.ok()) return outputs;
+    outputs.insert(outputs.end(), out->begin(), out->end());
+    EXPECT_OK(manager.commit(seq, std::span(tokens).subspan(from, count)));
+    from += count;
+    if (on_step) on_step();
+  }
+  return outputs;
+}
+
+SeqId begin(Manager& manager, const Tokens& tokens, Fidelity min_fidelity = Fidelity::kDerived) {
+  BeginOptions options;
+  options.min_fidelity = min_fidelity;
+  const Result<Begun> begun = manager.begin(tokens, options);
+  EXPECT_TRUE(begun.ok()) << begun.status().message();
+  return begun.ok() ? begun->seq : SeqId::kNone;
+}
+
+TEST(Strict, OutputsAreThoseOfNoPoolSizeAndNoThread) {
+  const Tokens tokens = distinct(900, 1000);
+  std::map<std::string, Outputs> expected;
+  for (const char* codec : {"q4", "q8"})
+    for (const std::uint64_t blocks : {400u, 100u, 30u, 20u})
+      for (const bool worker : {false, true}) {
+        SCOPED_TRACE(std::string(codec) + ", " + std::to_string(blocks) + " blocks" + (worker ? ", worker" : ""));
+        const auto manager =
+            make_manager(config_of({.codec = codec, .pool_blocks = blocks, .worker = worker}), model_of_tests());
+        ASSERT_TRUE(manager);
+        const Outputs outputs = run(*manager, begin(*manager, tokens), tokens, 0);
+        ASSERT_OK(manager->wait_idle());
+        EXPECT_EQ(broken(*manager), "");
+        EXPECT_GT(manager->stats().frames_lossy, 3u);
+        Outputs& first = expected[codec];
+        if (first.empty()) first = outputs;
+        EXPECT_TRUE(outputs == first);
+      }
+  EXPECT_FALSE(expected["q4"] == expected["q8"]);
+}
+
+TEST(Strict, SinksAndWindowAreExactAtEveryStep) {
+  const Tokens tokens = distinct(700, 5);
+  const auto lossy = make_manager(config_of({}), model_of_tests());
+  const auto exact = make_manager(config_of({.codec = "lossless"}), model_of_tests());
+  ASSERT_TRUE(lossy && exact);
+  // Blocks have the bytes that the exact manager has, by place; -1: not resident.
+  std::vector<std::uint64_t> hashes;
+  const SeqId in_exact = begin(*exact, tokens);
+  run(*exact, in_exact, tokens, 0);
+  for (const SlotId slot : exact->block_table(in_exact)) hashes.push_back(exact->hash_slot(slot).value());
+  const SeqId seq = begin(*lossy, tokens);
+  std::uint32_t changed = 0;
+  const auto check = [&](SeqId id) {
+    const std::vector<SlotId> slots = lossy->block_table(id);
+    const std::uint32_t full = lossy->token_count(id) / kBlockTokens;
+    const std::uint32_t window = (lossy->token_count(id) - std::min(lossy->token_count(id), 64u)) / kBlockTokens;
+    for (std::uint32_t i = 0; i < full; ++i) {
+      const bool hot = i == 0 || i >= window;
+      if (slots[i] == SlotId::kNone) {
+        EXPECT_FALSE(hot) << "block " << i;
+        continue;
+      }
+      const bool same = lossy->hash_slot(slots[i]).value() == hashes[i];
+      EXPECT_TRUE(same || !hot) << "block " << i << " of " << full;
+      changed += !same;
+    }
+  };
+  run(*lossy, seq, tokens, 0, [&] { check(seq); });
+  EXPECT_GT(changed, 100u);
+  // After the end, a demotion and a restore as well.
+  ASSERT_OK(lossy->free(seq));
+  ASSERT_OK(lossy->wait_idle());
+  ASSERT_TRUE(lossy->empty_pool(0x5a).ok());
+  const SeqId again = begin(*lossy, tokens);
+  EXPECT_EQ(lossy->token_count(again), (tokens.size() - 1) / kBlockTokens * kBlockTokens);
+  ASSERT_OK(lossy->wait(lossy->prefetch(again).value()));
+  changed = 0;
+  const std::vector<SlotId> slots = lossy->block_table(again);
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    ASSERT_NE(slots[i], SlotId::kNone);
+    const bool hot = i == 0 || i >= (tokens.size() - 64) / kBlockTokens;
+    const bool same = lossy->hash_slot(slots[i]).value() == hashes[i];
+    EXPECT_TRUE(same || !hot) << "block " << i;
+    changed += !same;
+  }
+  EXPECT_GT(changed, 20u);
+  EXPECT_EQ(broken(*lossy), "");
+}
+
+TEST(Fidelity, AnExactRequestIsServedNothingElse) {
+  const Tokens tokens = distinct(600, 77);
+  const auto manager = make_manager(config_of({}), model_of_tests());
+  ASSERT_TRUE(manager);
+  const SeqId first = begin(*manager, tokens);
+  const Outputs lossy = run(*manager, first, tokens, 0);
+  ASSERT_OK(manager->wait_idle());
+  const PrefixMatch match = manager->match_prefix(tokens, {}, Fidelity::kExact);
+  EXPECT_EQ(match.tokens, kBlockTokens);  // the sinks
+  EXPECT_EQ(match.first_miss, MissReason::kFidelity);
+  // Everything after the first lossy group was computed while attending it.
+  const PrefixMatch no_derived = manager->match_prefix(tokens, {}, Fidelity::kLossy);
+  EXPECT_GT(no_derived.tokens, 128u);
+  EXPECT_LT(no_derived.tokens, 400u);
+  EXPECT_EQ(manager->match_prefix(tokens).tokens, (tokens.size() - 1) / kBlockTokens * kBlockTokens);
+
+  // It computes everything again, beside the lossy one, and nothing of it ever becomes lossy.
+  const auto exact = make_manager(config_of({.codec = "lossless"}), model_of_tests());
+  const Outputs expected = run(*exact, begin(*exact, tokens), tokens, 0);
+  const SeqId asked = begin(*manager, tokens, Fidelity::kExact);
+  ASSERT_EQ(manager->token_count(asked), kBlockTokens);
+  const Outputs outputs = run(*manager, asked, tokens, kBlockTokens);
+  const auto first_step = static_cast<std::ptrdiff_t>(expected.size() - outputs.size());
+  EXPECT_TRUE(std::equal(outputs.begin(), outputs.end(), expected.begin() + first_step));
+  EXPECT_FALSE(lossy == expected);
+  const PrefixMatch now = manager->match_prefix(tokens, {}, Fidelity::kExact);
+  EXPECT_EQ(now.tokens, (tokens.size() - 1) / kBlockTokens * kBlockTokens);
+  for (const SlotId slot : manager->block_table(asked)) EXPECT_NE(slot, SlotId::kNone);
+  EXPECT_EQ(broken(*manager), "");
+  EXPECT_EQ(total(manager->stats()), manager->stats().prefix_cache_queries);
+}
+
+TEST(Fidelity, ALossyTailIsComputedAgainOrAccepted) {
+  const Tokens tokens = distinct(600, 300);
+  const Tokens shorter = first_of(tokens, 400);  // its window is lossy by now
+  for (const char* tail : {"recompute", "accept"}) {
+    const auto manager = make_manager(config_of({.tail = tail}), model_of_tests());
+    ASSERT_TRUE(manager);
+    run(*manager, begin(*manager, tokens), tokens, 0);
+    ASSERT_OK(manager->wait_idle());
+    const PrefixMatch match = manager->match_prefix(shorter);
+    EXPECT_EQ(match.tokens_found, 384u);
+    EXPECT_EQ(match.recompute_from, match.tokens);
+    EXPECT_EQ(match.tokens, *tail == 'a' ? 384u : 320u);
+    EXPECT_EQ(match.tokens_on_device + match.tokens_on_host, match.tokens);
+    const SeqId seq = begin(*manager, shorter);
+    EXPECT_EQ(manager->token_count(seq), match.tokens);
+    run(*manager, seq, shorter, match.tokens);
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
+TEST(Fidelity, OpportunisticLeavesResidentsRaw) {
+  const Tokens tokens = distinct(600, 900);
+  const auto roomy = make_manager(config_of({.mode = "opportunistic"}), model_of_tests());
+  const auto exact = make_manager(config_of({.codec = "lossless"}), model_of_tests());
+  ASSERT_TRUE(roomy && exact);
+  EXPECT_TRUE(run(*roomy, begin(*roomy, tokens), tokens, 0) == run(*exact, begin(*exact, tokens), tokens, 0));
+  roomy->pump();
+  EXPECT_GT(roomy->stats().frames_lossy, 2u);
+  EXPECT_EQ(roomy->match_prefix(tokens, {}, Fidelity::kExact).tokens, 592u);
+  EXPECT_EQ(broken(*roomy), "");
+}
+
+TEST(Lossy, WithoutEvidenceIsRefused) {
+  for (const char* codec : {"q8", "q4"}) {
+    Config config = config_of({.codec = codec});
+    config.host.allow_unmeasured = false;
+    const auto manager = Manager::create(config, model_of_tests());
+    ASSERT_EQ(manager.status().code(), Code::kInvalidArgument);
+    EXPECT_NE(manager.status().message().find("host.allow_unmeasured"), std::string::npos);
+  }
+}
+
+class Artefacts : public testing::Test {
+ protected:
+  std::string write(bool measured) {
+    Artefact artefact = toy_artefact(model_of_tests(), {8});
+    if (measured) {
+      artefact.plans[0].report.measured = true;
+      artefact.plans[0].report.measured_tokens = 512;
+    }
+    const std::vector<std::byte> bytes = write_artefact(artefact);
+    const std::string path = FIRN_BINARY_DIR "/fidelity_test.safetensors";
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    return path;
+  }
+};
+
+TEST_F(Artefacts, NeedAReport) {
+  for (const bool measured : {false, true})
+    for (const bool allowed : {false, true}) {
+      Config config = config_of({.codec = "kvtc"});
+      config.host.artefact = write(measured);
+      config.host.ratio = 8;
+      config.host.allow_unmeasured = allowed;
+      EXPECT_EQ(Manager::create(config, model_of_tests()).ok(), measured || allowed);
+    }
+}
+
+// The toy engine's keys and values are noise, which no calibration has seen: everything is stored lossless and counted,
+// and the outputs are the exact ones.
+TEST_F(Artefacts, ForeignContentIsStoredLosslessAndCounted) {
+  const Tokens tokens = distinct(700, 4000);
+  Config config = config_of({.codec = "kvtc"});
+  config.host.artefact = write(true);
+  config.host.ratio = 8;
+  const auto guarded = make_manager(config, model_of_tests());
+  const auto exact = make_manager(config_of({.codec = "lossless"}), model_of_tests());
+  ASSERT_TRUE(guarded && exact);
+  EXPECT_TRUE(run(*guarded, begin(*guarded, tokens), tokens, 0) == run(*exact, begin(*exact, tokens), tokens, 0));
+  ASSERT_OK(guarded->wait_idle());
+  EXPECT_GT(guarded->stats().frames_guarded, 3u);
+  EXPECT_EQ(guarded->stats().frames_lossy, 0u);
+  EXPECT_EQ(guarded->match_prefix(tokens, {}, Fidelity::kExact).tokens, 688u);
+  EXPECT_EQ(broken(*guarded), "");
+}
+
+}  // namespace
+}  // namespace firn::test
