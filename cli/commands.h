@@ -24,8 +24,10 @@ int fail(const Status& status);  // prints it to stderr; the code to exit with
 
 using Action = std::function<int()>;
 // Adds the command to app and, when it is chosen, sets action.
+void add_calibrate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);
 void add_doctor_command(CLI::App& app, Action& action);
+void add_eval_command(CLI::App& app, Action& action);
 void add_run_command(CLI::App& app, Action& action);
 void add_demo_command(CLI::App& app, Action& action);
 void add_plan_command(CLI::App& app, Action& action);

@@ -93,9 +93,11 @@ int run_firn(int argc, char** argv) {
       return firn::cli::kExitOk;
     };
   });
+  firn::cli::add_calibrate_command(app, action);
   firn::cli::add_config_command(app, action);
   firn::cli::add_demo_command(app, action);
   firn::cli::add_doctor_command(app, action);
+  firn::cli::add_eval_command(app, action);
   firn::cli::add_plan_command(app, action);
   firn::cli::add_run_command(app, action);
   firn::cli::add_simulate_command(app, action);

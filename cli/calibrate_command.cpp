@@ -1,0 +1,175 @@
+// firn calibrate: one pass of the example engine over text, and an artefact for kvtc out of its keys and values.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstring>
+#include <fstream>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/evaluation.h"
+#include "cli/text.h"
+#include "examples/llama/capture.h"
+#include "storage/calibration/calibrator.h"
+
+namespace firn::cli {
+namespace {
+
+constexpr std::uint32_t kHeldOutEvery = 5;  // every fifth window takes no part in the basis
+
+struct CalibrateFlags {
+  std::string model, codec = "kvtc", out;
+  std::vector<std::string> texts;
+  std::vector<std::uint32_t> ratios = {8, 16, 32};
+  std::uint32_t stack = 0, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
+};
+
+// Keys and values of one window, [layer][token][width], as they are appended.
+struct Captured {
+  std::vector<float> keys, values;
+};
+
+Status capture(const LoadedModel& model, const CalibrateFlags& flags, const std::vector<std::vector<TokenId>>& windows,
+               Calibrator& calibrator) {
+  const ModelSpec spec = model.model.spec();
+  const GroupSpec& group = spec.groups[0];
+  const std::size_t k_width = group.kv.kv_heads * group.kv.head_dim, v_width = group.kv.kv_heads * group.kv.value_dim;
+  Config config;
+  config.device = "cpu";
+  config.threads = flags.threads;
+  config.pool.budget_bytes = 2 * flags.window * spec.token_bytes() + (64u << 20);
+  FIRN_ASSIGN(Session session, Session::open(model, config));
+  Captured captured;
+  captured.keys.resize(group.layer_count * flags.window * k_width);
+  captured.values.resize(group.layer_count * flags.window * v_width);
+  llama::ListeningManager listening(
+      *session.manager, [&](std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) {
+        for (const StepRows& part : rows) {  // the cpu device's addresses are the host's
+          const std::size_t to = std::size_t{layer} * flags.window + part.position;
+          std::memcpy(&captured.keys[to * k_width], reinterpret_cast<const float*>(k) + part.row * k_width,
+                      part.row_count * k_width * sizeof(float));
+          std::memcpy(&captured.values[to * v_width], reinterpret_cast<const float*>(v) + part.row * v_width,
+                      part.row_count * v_width * sizeof(float));
+        }
+      });
+  llama::Engine engine(model.model, listening, *session.threads);
+  Progress progress("capturing keys and values", windows.size() * flags.window);
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    BeginOptions options;
+    options.read_cache = false;
+    FIRN_ASSIGN(llama::Sequence sequence, engine.begin(windows[i], options));
+    llama::Sequence* sequences[] = {&sequence};
+    FIRN_TRY(engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); }));
+    FIRN_TRY(
+        calibrator.add_window(0, flags.window, captured.keys, captured.values, i % kHeldOutEvery == kHeldOutEvery - 1));
+  }
+  return {};
+}
+
+void print_spectra(const std::vector<Spectrum>& spectra) {
+  fmt::print("components that hold 50 / 90 / 99 % of the centred energy; share of all energy that the mean holds\n");
+  for (const Spectrum& s : spectra)
+    fmt::print("{} {} {:>3}: {:>5} / {:>5} / {:>5} of {:>5}, mean {:.0f} %\n", s.values ? "values" : "keys  ",
+               s.is_stack ? "stack from layer" : "layer           ", s.first_layer, s.half, s.ninety, s.ninety_nine,
+               s.channels, 100 * s.mean_share);
+}
+
+Status write(const std::string& path, const std::vector<std::byte>& bytes) {
+  std::ofstream out(path, std::ios::binary);
+  out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!out.flush()) return Status(Code::kIo, path + " cannot be written");
+  return {};
+}
+
+// Adds to each rate what serving held-out text through it does to the model's predictions.
+Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std::vector<std::vector<TokenId>>& windows,
+               Artefact& artefact) {
+  std::vector<std::vector<TokenId>> held_out;
+  for (std::size_t i = kHeldOutEvery - 1; i < windows.size() && held_out.size() < flags.measured_windows;
+       i += kHeldOutEvery)
+    held_out.push_back(windows[i]);
+  std::vector<EvaluatedCodec> codecs;
+  for (const std::uint32_t ratio : flags.ratios) codecs.push_back({fmt::format("kvtc@{}", ratio), flags.out});
+  EvaluationOptions options;
+  options.context = flags.window - 1;
+  options.threads = flags.threads;
+  FIRN_ASSIGN(const std::vector<Evaluation> results, evaluate(model, held_out, codecs, options));
+  for (KvtcPlan& plan : artefact.plans)
+    for (const Evaluation& result : results) {
+      if (result.codec != fmt::format("kvtc@{}", plan.report.rate)) continue;
+      plan.report.measured = true;
+      plan.report.measured_tokens = result.tokens;
+      plan.report.mean_kld = result.mean_kld;
+      plan.report.p99_kld = result.p99_kld;
+      plan.report.top1 = result.top1;
+    }
+  return {};
+}
+
+Status run(const CalibrateFlags& flags) {
+  if (flags.codec != "kvtc")
+    return Status(Code::kInvalidArgument, "--codec " + flags.codec + ": only kvtc is calibrated");
+  const Clock start = Clock::now();
+  FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(flags.model));
+  FIRN_ASSIGN(const auto windows, windows_of(*model, flags.texts, flags.window, flags.tokens / flags.window));
+  ThreadPool threads(flags.threads);
+  CalibrationOptions options;
+  options.stack_layers = flags.stack;
+  options.ratios = flags.ratios;
+  for (const std::string& file : flags.texts)
+    options.calibrated_on += (options.calibrated_on.empty() ? "" : ", ") + file;
+  FIRN_ASSIGN(const std::unique_ptr<Calibrator> calibrator, Calibrator::make(model->model.spec(), options, threads));
+  FIRN_TRY(capture(*model, flags, windows, *calibrator));
+  const Clock captured = Clock::now();
+  FIRN_ASSIGN(Artefact artefact, calibrator->finish([](std::string_view what, double share) {
+    fmt::print(stderr, "calibrating: {:>3.0f} %, {}\n", 100 * share, what);
+  }));
+  const Clock finished = Clock::now();
+  print_spectra(calibrator->spectra());
+  FIRN_TRY(write(flags.out, write_artefact(artefact)));
+  if (flags.measured_windows != 0) {
+    FIRN_TRY(measure(*model, flags, windows, artefact));
+    FIRN_TRY(write(flags.out, write_artefact(artefact)));
+  }
+  fmt::print(
+      "\n| ratio | bits a token, of | realised ratio | bound of key error | of value error | mean KLD | p99 KLD | "
+      "top-1 |\n");
+  fmt::print("|---|---|---|---|---|---|---|---|\n");
+  for (const KvtcPlan& plan : artefact.plans) {
+    const ArtefactRate& r = plan.report;
+    fmt::print("| {} | {:.0f} of {:.0f} | {:.2f} | {:.4f} | {:.4f} | {:.2e} | {:.2e} | {:.2f} % |\n", r.rate,
+               r.payload_bits, r.target_bits, r.realised_ratio, r.bound.keys, r.bound.values, r.mean_kld, r.p99_kld,
+               100 * r.top1);
+  }
+  fmt::print("\n{}: {}, {} tokens; capturing took {:.0f} s, components and bits {:.0f} s, measuring {:.0f} s\n",
+             flags.out, human_bytes(artefact.file_bytes), grouped(artefact.tokens), captured.since(start).wall_s,
+             finished.since(captured).wall_s, Clock::now().since(finished).wall_s);
+  return {};
+}
+
+}  // namespace
+
+void add_calibrate_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("calibrate", "learn a model's keys and values for kvtc");
+  auto flags = std::make_shared<CalibrateFlags>();
+  command->add_option("--model", flags->model, "GGUF file; the demo's model if left out")->type_name("FILE");
+  command->add_option("--text", flags->texts, "what to learn from: mixed kinds are best")
+      ->type_name("FILE")
+      ->required();
+  command->add_option("--codec", flags->codec, "kvtc");
+  command->add_option("--ratio", flags->ratios, "target ratios")->delimiter(',')->type_name("LIST");
+  command->add_option("--stack", flags->stack, "layers coded together; 0: all");
+  command->add_option("--tokens", flags->tokens, "tokens of text, at most")->check(CLI::Range(4096, 10'000'000));
+  command->add_option("--window", flags->window, "tokens of context at a time")->check(CLI::Range(256, 65536));
+  command->add_option("--measure", flags->measured_windows, "held-out windows for the report; 0: none");
+  command->add_option("--threads", flags->threads, "0: one per processor");
+  command->add_option("-o,--out", flags->out, "the artefact")->type_name("FILE")->required();
+  command->callback([flags, &action] {
+    action = [flags] {
+      const Status status = run(*flags);
+      return status.ok() ? kExitOk : fail(status);
+    };
+  });
+}
+
+}  // namespace firn::cli
