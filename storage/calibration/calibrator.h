@@ -26,7 +26,7 @@ struct CalibrationOptions {
   std::uint32_t sinks = 4;              // first positions of a text, which are nothing like the others
   std::uint32_t held_out_extents = 24;  // of 128 tokens, at most; more windows marked as held out are ignored
   std::size_t max_gram = kMaxGram;      // channels above which components are found by randomised iteration
-  std::string calibrated_on = {};  // for people: what the text was
+  std::string calibrated_on = {};       // for people: what the text was
 };
 
 // Variances of centred, un-rotated keys or values: what there is to be pressed.

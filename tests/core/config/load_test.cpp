@@ -200,7 +200,8 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
   EXPECT_EQ(broken([](Config& c) { c.device = "gpu"; }),
             "device: \"gpu\" is no device; write auto, cpu, none, lavapipe, or a GPU's index, UUID or name (firn "
             "doctor lists them)");
-  EXPECT_EQ(broken([](Config& c) { c.host.codec = "zip"; }), "host.codec: \"zip\" is not raw or lossless or q8 or q4 or kvtc");
+  EXPECT_EQ(broken([](Config& c) { c.host.codec = "zip"; }),
+            "host.codec: \"zip\" is not raw or lossless or q8 or q4 or kvtc");
   EXPECT_EQ(broken([](Config& c) { c.mover.queue = 0; }),
             "mover.queue: 0 is out of range; write a whole number from 1 to 65536");
   EXPECT_EQ(broken([](Config& c) { c.host.budget_bytes = 1; }),
