@@ -12,18 +12,18 @@
 
 namespace firn::vk {
 
-// clang-format off: version 14 does not agree with itself about the backslashes
+// Version 14 of the formatter does not agree with itself about the backslashes.
+// clang-format off
 #define FIRN_VK_GLOBAL(X) \
   X(CreateInstance)       \
   X(EnumerateInstanceVersion) X(EnumerateInstanceLayerProperties) X(EnumerateInstanceExtensionProperties)
 
-#define FIRN_VK_INSTANCE(X)                                                                                 \
-  X(DestroyInstance)                                                                                        \
-  X(EnumeratePhysicalDevices)                                                                               \
-  X(GetPhysicalDeviceProperties2)                                                                           \
-  X(GetPhysicalDeviceFeatures2)                                                                             \
-  X(GetPhysicalDeviceMemoryProperties2) X(GetPhysicalDeviceQueueFamilyProperties)                           \
-      X(EnumerateDeviceExtensionProperties) X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice) \
+#define FIRN_VK_INSTANCE(X)                                                                                     \
+  X(DestroyInstance)                                                                                            \
+  X(EnumeratePhysicalDevices)                                                                                   \
+  X(GetPhysicalDeviceProperties2)                                                                               \
+  X(GetPhysicalDeviceFeatures2) X(GetPhysicalDeviceMemoryProperties2) X(GetPhysicalDeviceQueueFamilyProperties) \
+      X(EnumerateDeviceExtensionProperties) X(GetPhysicalDeviceExternalSemaphoreProperties) X(CreateDevice)     \
           X(GetDeviceProcAddr)
 #define FIRN_VK_INSTANCE_OPTIONAL(X) X(CreateDebugUtilsMessengerEXT) X(DestroyDebugUtilsMessengerEXT)
 
@@ -31,8 +31,7 @@ namespace firn::vk {
   X(DestroyDevice)                                                                                                   \
   X(GetDeviceQueue)                                                                                                  \
   X(AllocateMemory)                                                                                                  \
-  X(FreeMemory)                                                                                                      \
-  X(MapMemory) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(BindBufferMemory)                   \
+  X(FreeMemory) X(MapMemory) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(BindBufferMemory)     \
       X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(ResetCommandPool)                       \
           X(AllocateCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdBindPipeline) X(CmdPushConstants) \
               X(CmdDispatch) X(CmdFillBuffer) X(CreateSemaphore) X(DestroySemaphore) X(GetSemaphoreCounterValue)     \
