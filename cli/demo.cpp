@@ -10,21 +10,20 @@
 namespace firn::cli {
 namespace {
 
-constexpr const char* kQuestion = "What are the names of Sir Walter Elliot's three daughters?";
+constexpr const char* kQuestion = "What does the text say that the angle of reflexion is equal to?";
 constexpr std::size_t kAnswerTokens = 48;
 constexpr std::uint32_t kShortTokens = kMaxExtentBlocks * kBlockTokens;
 constexpr std::uint8_t kPoison = 0xff;  // as f16: NaN, so that a single wrong read spoils every answer after it
 
-// Whole lines of text from its beginning, until they are about `tokens` tokens.
-Result<std::string> first_lines(const llama::Tokenizer& tokenizer, std::string_view text, std::size_t tokens) {
-  std::size_t at = 0, count = 0;
-  while (at < text.size() && count < tokens) {
-    const std::size_t end = std::min(text.find('\n', at), text.size() - 1) + 1;
-    FIRN_ASSIGN(const std::vector<TokenId> line, tokenizer.encode(text.substr(at, end - at)));
-    count += line.size();
-    at = end;
+// Whole paragraphs of text from its beginning, until they are `tokens` tokens.
+Result<std::string> first_paragraphs(const llama::Tokenizer& tokenizer, std::string_view text, std::size_t tokens) {
+  for (std::size_t at = 0;;) {
+    const std::size_t end = std::min(text.find("\n\n", at), text.size());
+    const std::string_view part = text.substr(0, end);
+    FIRN_ASSIGN(const std::vector<TokenId> encoded, tokenizer.encode(part));
+    if (encoded.size() >= tokens || end == text.size()) return std::string(part);
+    at = end + 2;
   }
-  return std::string(text.substr(0, at));
 }
 
 class Demo {
@@ -48,8 +47,8 @@ class Demo {
     Config plain = options_.config;  // the same engine and pool, and nothing below it
     plain.host.budget_bytes = 0;
     FIRN_ASSIGN(plain_, Session::open(model_, plain));
-    FIRN_ASSIGN(const std::string document, first_lines(model_.tokenizer, kPersuasion, options_.document_tokens));
-    const std::string text = document + "\n" + kQuestion;
+    FIRN_ASSIGN(const std::string document, first_paragraphs(model_.tokenizer, kOpticks, options_.document_tokens));
+    const std::string text = document + "\n\n" + kQuestion;
     const llama::ChatMessage messages[] = {{"user", text}};
     FIRN_ASSIGN(prompt_, llama::encode_chat(model_.tokenizer, messages));
     const Config& config = session_.manager->config();
@@ -92,7 +91,7 @@ class Demo {
     FIRN_ASSIGN(llama::Sequence sequence, session_.engine->begin(prompt_));
     FIRN_ASSIGN(first_, ask(session_, sequence, "reading the document for the first time", &report_.first_read,
                             &report_.decode_first_ms));
-    report_.answer = model_.tokenizer.decode(first_.tokens);
+    report_.answer = model_.tokenizer.decode(first_.tokens) + (first_.ended ? "" : " ...");
     report_.answer_tokens = static_cast<std::uint32_t>(first_.tokens.size());
     FIRN_ASSIGN(hashes_, hashes(sequence));
     return {};
@@ -117,7 +116,7 @@ class Demo {
   // Other documents take the pool; what is left in it of ours is thrown away, and every free slot overwritten.
   Status push_out() {
     const std::uint64_t evictions = session_.manager->stats().evictions;
-    const std::pair<const char*, const char*> others[] = {{"Moby Dick", kMoby}, {"Opticks", kOpticks}};
+    const std::pair<const char*, const char*> others[] = {{"Moby Dick", kMoby}, {"Persuasion", kPersuasion}};
     for (const auto& [name, text] : others) {
       FIRN_ASSIGN(std::vector<TokenId> tokens, model_.tokenizer.encode(text));
       tokens.resize(std::min<std::size_t>(tokens.size(), (report_.pool_tokens / 2 + kBlockTokens)));

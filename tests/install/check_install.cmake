@@ -1,0 +1,23 @@
+# Installs into an empty prefix, builds tests/install/consumer/project against it, runs what came out.
+function(run)
+  execute_process(COMMAND ${ARGV} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT code EQUAL 0)
+    string(REPLACE ";" " " command "${ARGV}")
+    message(FATAL_ERROR "${command}\nended with ${code}:\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+file(REMOVE_RECURSE ${WORK})
+run(${CMAKE_COMMAND} --install ${FIRN_BUILD} --prefix ${WORK}/prefix)
+run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FIRN_SOURCE}/tests/install/consumer/project -B ${WORK}/build
+    -DCMAKE_PREFIX_PATH=${WORK}/prefix -DCMAKE_CXX_COMPILER=${CXX} -DPROGRAM=${FIRN_SOURCE}/examples/embed.cpp)
+run(${CMAKE_COMMAND} --build ${WORK}/build)
+run(${WORK}/build/consumer)
+if(NOT output STREQUAL "96 of 100 tokens are there for the next prompt\n")
+  message(FATAL_ERROR "the consumer printed: ${output}")
+endif()
+run(${WORK}/prefix/bin/firn version)
+if(NOT output MATCHES "^firn [0-9]+\\.[0-9]+\\.[0-9]+")
+  message(FATAL_ERROR "the installed program printed: ${output}")
+endif()
