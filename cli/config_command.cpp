@@ -23,7 +23,8 @@ void print_effective(const LoadedConfig& loaded) {
     if (parent != section && !parent.empty()) fmt::print("{}:\n", parent);
     section = parent;
     const std::string name = dot == std::string::npos ? setting.key : "  " + setting.key.substr(dot + 1);
-    fmt::print("{:<44}# {}\n", fmt::format("{}: {}", name, setting.value), describe(setting.origin));
+    fmt::print("{:<44}# {}\n", fmt::format("{}: {}", name, setting.value.empty() ? "\"\"" : setting.value),
+               describe(setting.origin));
   }
 }
 

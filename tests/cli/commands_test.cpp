@@ -92,6 +92,23 @@ TEST(DemoCommand, TellsItsStoryToPeople) {
     EXPECT_NE(ran.output.find(part), std::string::npos) << part << " is missing in:\n" << ran.output;
 }
 
+TEST(ConfigCommand, PrintsWhatItCanReadBack) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_effective_" + std::to_string(getpid()) + ".yaml");
+  const std::string show = "firn config --effective ";
+  const Ran first = run_line(show + "configs/server-cpu.yaml | tee " + file.string(), /*with_stderr=*/false);
+  const Ran again = run_line(show + file.string(), /*with_stderr=*/true);
+  std::filesystem::remove(file);
+  EXPECT_EQ(again.exit_code, 0) << again.output;
+  const auto values = [](const std::string& text) {  // without the origins
+    std::string kept;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) kept += line.substr(0, line.find('#')) + "\n";
+    return kept;
+  };
+  EXPECT_EQ(values(again.output), values(first.output));
+}
+
 TEST(SettingsTable, KnowsEveryEvictionPolicy) {
   const auto words = find_setting("eviction")->words;
   const auto names = policy_names();
