@@ -18,6 +18,7 @@
 #include <random>
 
 #include "firn/thread_pool.h"
+#include "tests/core/manager/hand_device.h"
 #include "tests/core/manager/toy_engine.h"
 
 namespace firn::test {
@@ -119,6 +120,7 @@ struct Setting {
   const char* codec;
   bool worker;
   std::uint32_t recent, sinks;
+  enum Where { kCpu, kLazy, kLazyAndHidden } where = kCpu;  // what the tiered manager runs on
 };
 
 // The two managers under the same random operations.
@@ -136,13 +138,18 @@ class Twins {
     // A window, a split's worth of staging, workspace, and a handful of slots.
     const std::uint64_t blocks = 6 + (setting.recent + setting.sinks) / kBlockTokens + 2 + pick(16);
     config.pool.budget_bytes = config.pool.staging_bytes + blocks * model.block_bytes() + (64u << 10);
+    if (setting.where == Setting::kLazyAndHidden) config.pool.budget_bytes += kMaxExtentBlocks * model.block_bytes();
     config.host.budget_bytes = 4u << 20;
     config.host.codec = setting.codec;
     config.host.huge_pages = false;
     config.mover.worker = setting.worker;
     config.mover.queue = 1 + pick(8);
     config.max_sequences = 32;
-    tiered_ = make_manager(config, model);
+    device_.hide_pool = setting.where == Setting::kLazyAndHidden;
+    device_.lazy = true;
+    Manager::Environment environment{&threads_, nullptr, {}};
+    if (setting.where != Setting::kCpu) environment.device = &device_;
+    tiered_ = make_manager(config, model, environment);
     flat_ = make_manager(flat_config(), model);
     if (!tiered_ || !flat_) return;
     engine_.emplace(*tiered_, kQueryHeads);
@@ -399,6 +406,8 @@ class Twins {
   }
 
   std::mt19937 random_;
+  ThreadPool threads_{2};
+  HandDevice device_{threads_};
   std::unique_ptr<Manager> tiered_, flat_;
   std::optional<ToyEngine> engine_, flat_engine_;
   std::map<int, Pair> seqs_;
@@ -409,11 +418,11 @@ class Twins {
 #if defined(__SANITIZE_THREAD__)
 constexpr int kSteps = 150;
 #elif defined(__SANITIZE_ADDRESS__)
-constexpr int kSteps = 400;
+constexpr int kSteps = 300;
 #else
-constexpr int kSteps = 2000;
+constexpr int kSteps = 1000;
 #endif
-constexpr unsigned kSeeds = 8;
+constexpr unsigned kSeeds = 6;
 
 class Bytes : public testing::TestWithParam<Setting> {};
 
@@ -449,7 +458,11 @@ INSTANTIATE_TEST_SUITE_P(Settings, Bytes,
                          testing::Values(Setting{"pump_lossless", "lossless", false, 32, 4},
                                          Setting{"pump_raw", "raw", false, 48, 0},
                                          Setting{"worker_lossless", "lossless", true, 32, 20},
-                                         Setting{"worker_raw", "raw", true, 16, 4}),
+                                         Setting{"worker_raw", "raw", true, 16, 4},
+                                         Setting{"lazy_pump", "lossless", false, 32, 4, Setting::kLazy},
+                                         Setting{"lazy_worker", "raw", true, 32, 4, Setting::kLazy},
+                                         Setting{"hidden_pump", "raw", false, 16, 4, Setting::kLazyAndHidden},
+                                         Setting{"hidden_worker", "lossless", true, 16, 4, Setting::kLazyAndHidden}),
                          [](const auto& setting) { return std::string(setting.param.name); });
 
 // A sequence's sinks and recent window leave the device with its end and come back bit for bit.

@@ -621,5 +621,181 @@ TEST_F(Fences, ADeviceThatIsLostDropsWhatWaitsForIt) {
   }
 }
 
+// --- in the middle of a move ---
+
+// A pool that the host does not see is copied by the device, and in the middle of that copy, where the manager holds no
+// lock, somebody calls.
+class Interrupted : public testing::Test {
+ protected:
+  void SetUp() override {
+    device_.hide_pool = true;
+    Config config = tiered(60, 4u << 20);
+    manager_ = make_manager(config, toy_model(), {&threads_, &device_, {}});
+    ASSERT_TRUE(manager_);
+    engine_.emplace(*manager_, kQueryHeads);
+    const auto begun = manager_->begin(tokens_);
+    ASSERT_TRUE(begun.ok());
+    seq_ = begun->seq;
+    ASSERT_OK(compute(*manager_, *engine_, seq_, tokens_));
+    const auto out = engine_->attend(seq_, tokens_, 299, 1);
+    ASSERT_TRUE(out.ok());
+    expected_ = *out;
+  }
+
+  // Everything of the sequence into the host tier and out of the pool.
+  void put_below() {
+    ASSERT_OK(manager_->free(seq_));
+    ASSERT_OK(manager_->wait_idle());
+    ASSERT_TRUE(manager_->empty_pool(0x77).ok());
+    const auto again = manager_->begin(tokens_);
+    ASSERT_TRUE(again.ok());
+    ASSERT_EQ(again->match.tokens_on_host, 288u);
+    seq_ = again->seq;
+  }
+
+  // The same prompt once more reads what it read before.
+  void reads_the_same() {
+    const auto begun = manager_->begin(tokens_);
+    ASSERT_TRUE(begun.ok());
+    ASSERT_OK(compute(*manager_, *engine_, begun->seq, tokens_));
+    const auto out = engine_->attend(begun->seq, tokens_, 299, 1);
+    ASSERT_TRUE(out.ok()) << out.status().message();
+    EXPECT_EQ(*out, expected_);
+    EXPECT_OK(manager_->free(begun->seq));
+  }
+
+  void interrupt(const std::function<void()>& what) {
+    called_ = 0;
+    device_.on_copy = [this, what] {
+      ++called_;
+      what();
+      EXPECT_EQ(broken(*manager_), "") << "in the middle";
+    };
+  }
+  void after() {
+    EXPECT_EQ(called_, 1) << "nothing was interrupted";
+    EXPECT_EQ(broken(*manager_), "");
+    ASSERT_OK(manager_->wait_idle());
+    reads_the_same();
+    EXPECT_EQ(broken(*manager_), "");
+    EXPECT_EQ(manager_->stats().slots_in_flight, 0u);
+  }
+
+  const Tokens tokens_ = distinct(300, 0);
+  ThreadPool threads_{1};
+  HandDevice device_{threads_};
+  std::unique_ptr<Manager> manager_;
+  std::optional<ToyEngine> engine_;
+  std::vector<float> expected_;
+  SeqId seq_ = SeqId::kNone;
+  int called_ = 0;
+};
+
+TEST_F(Interrupted, BlocksThatAreRewoundWhileTheyAreStoredAreNeverFound) {
+  interrupt([&] { ASSERT_OK(manager_->rewind(seq_, 40)); });
+  EXPECT_GT(manager_->pump(1), 0u);
+  EXPECT_EQ(manager_->match_prefix(tokens_).tokens, 32u);
+  EXPECT_EQ(manager_->stats().frames_stored, 0u);
+  EXPECT_EQ(manager_->stats().slots_live, 3u);
+  EXPECT_EQ(manager_->stats().slots_free, manager_->stats().slots_total - 3);
+  ASSERT_OK(compute(*manager_, *engine_, seq_, tokens_));
+  after();
+}
+
+TEST_F(Interrupted, ARewindIntoABlockThatIsBeingStoredWritesElsewhere) {
+  Tokens other = first_of(tokens_, 40);
+  interrupt([&] {
+    ASSERT_OK(manager_->rewind(seq_, 40));
+    // The block of token 40 is being read: the new tokens may not go there.
+    const SlotId reading = manager_->block_table(seq_)[2];
+    const auto orders = manager_->allocate(seq_, 20);
+    ASSERT_TRUE(orders.ok()) << orders.status().message();
+    ASSERT_EQ(orders->size(), 1u);
+    EXPECT_EQ((*orders)[0].from, reading);
+    EXPECT_NE(manager_->block_table(seq_)[2], reading);
+    const Tokens fresh = distinct(20, 7000);
+    other.insert(other.end(), fresh.begin(), fresh.end());
+    for (std::uint32_t at = 40; at < 60; at += 10) {
+      ASSERT_OK(engine_->append(seq_, other, at, 10));
+      ASSERT_OK(manager_->commit(seq_, std::span(other).subspan(at, 10)));
+    }
+  });
+  EXPECT_GT(manager_->pump(1), 0u);
+  ASSERT_EQ(called_, 1);
+  const auto begun = manager_->begin(other);
+  ASSERT_TRUE(begun.ok());
+  EXPECT_EQ(begun->match.tokens, 48u);
+  ASSERT_OK(compute(*manager_, *engine_, begun->seq, other));
+  const auto a = engine_->attend(begun->seq, other, 59, 1), b = engine_->attend(seq_, other, 59, 1);
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_EQ(*a, *b);
+  after();
+}
+
+TEST_F(Interrupted, ASequenceThatIsFreedWhileItIsStored) {
+  interrupt([&] { ASSERT_OK(manager_->free(seq_)); });
+  EXPECT_GT(manager_->pump(1), 0u);
+  EXPECT_GT(manager_->stats().frames_stored, 0u) << "its blocks are cached, and so is their copy";
+  EXPECT_EQ(manager_->match_prefix(tokens_).tokens, 288u);
+  after();
+}
+
+TEST_F(Interrupted, AFullPoolDoesNotTakeWhatIsBeingStored) {
+  interrupt([&] {
+    ASSERT_OK(manager_->free(seq_));
+    const std::uint64_t in_flight = manager_->stats().slots_in_flight;
+    EXPECT_GT(in_flight, 0u);
+    const auto greedy = manager_->begin(distinct(10, 9000));
+    ASSERT_TRUE(greedy.ok());
+    const auto all = static_cast<std::uint32_t>(manager_->stats().slots_total);
+    EXPECT_EQ(manager_->allocate(greedy->seq, all * 16).status().code(), Code::kUnavailable);
+    ASSERT_TRUE(manager_->allocate(greedy->seq, (all - static_cast<std::uint32_t>(in_flight)) * 16).ok());
+    ASSERT_OK(manager_->free(greedy->seq));
+  });
+  EXPECT_GT(manager_->pump(1), 0u);
+  after();
+}
+
+TEST_F(Interrupted, ASequenceThatIsRewoundWhileItComesBack) {
+  put_below();
+  const auto ticket = manager_->prefetch(seq_);
+  ASSERT_TRUE(ticket.ok());
+  interrupt([&] { ASSERT_OK(manager_->rewind(seq_, 10)); });
+  ASSERT_OK(manager_->wait(*ticket));
+  EXPECT_EQ(manager_->token_count(seq_), 10u);
+  EXPECT_EQ(manager_->match_prefix(tokens_).tokens, 0u);
+  ASSERT_OK(compute(*manager_, *engine_, seq_, tokens_));
+  after();
+}
+
+TEST_F(Interrupted, ASequenceThatIsFreedWhileItComesBackAndWhoseSlotsAreWanted) {
+  put_below();
+  const auto ticket = manager_->prefetch(seq_);
+  ASSERT_TRUE(ticket.ok());
+  interrupt([&] {
+    ASSERT_OK(manager_->free(seq_));
+    EXPECT_GT(manager_->stats().slots_in_flight, 0u);
+    const auto greedy = manager_->begin(distinct(10, 9000));
+    ASSERT_TRUE(greedy.ok());
+    ASSERT_TRUE(manager_->allocate(greedy->seq, static_cast<std::uint32_t>(manager_->stats().slots_free) * 16).ok());
+    ASSERT_OK(manager_->free(greedy->seq));
+  });
+  ASSERT_OK(manager_->wait(*ticket));
+  after();
+}
+
+TEST_F(Interrupted, ATicketThatIsCancelledWhileItRunsEndsWithTheRunningJob) {
+  put_below();
+  const auto ticket = manager_->prefetch(seq_);
+  ASSERT_TRUE(ticket.ok());
+  interrupt([&] {
+    ASSERT_OK(manager_->cancel(*ticket));
+    EXPECT_FALSE(manager_->done(*ticket)) << "one job is running";
+  });
+  EXPECT_EQ(manager_->pump(), 1u);
+  EXPECT_TRUE(manager_->done(*ticket));
+  after();
+}
+
 }  // namespace
 }  // namespace firn::test
