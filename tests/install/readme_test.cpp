@@ -24,7 +24,10 @@ TEST(Readme, ShowsTheProgramThatIsCompiled) {
 }
 
 TEST(Readme, PointsToPagesThatExist) {
-  const std::string readme = read(FIRN_SOURCE_DIR "/README.md");
+  std::string readme = read(FIRN_SOURCE_DIR "/README.md");
+  // Not in code: a lambda looks like a link.
+  for (std::size_t begin; (begin = readme.find("```")) != std::string::npos;)
+    readme.erase(begin, readme.find("```", begin + 3) + 3 - begin);
   std::size_t links = 0;
   for (std::size_t at = readme.find("]("); at != std::string::npos; at = readme.find("](", at + 1)) {
     const std::string target = readme.substr(at + 2, readme.find(')', at) - at - 2);
