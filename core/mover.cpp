@@ -80,7 +80,8 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
 // Somebody needs the room: groups that are only partly cold go now, as smaller frames.
 void ManagerImpl::press_cold() {
   if (!host_) return;
-  for (auto& [number, seq] : sequences_) {
+  for (auto& entry : sequences_) {
+    const Sequence* seq = entry.second.get();
     const std::uint32_t limit = pressable(*seq);
     std::vector<BlockId> piece;
     const auto flush = [&] {

@@ -28,7 +28,8 @@ class ArcRanking final : public Ranking {
     in_t2_[id] = returning;
     if (!returning && facts.key_hash != 0) {
       if (facts.key_hash != coming_) adapt(facts.key_hash);
-      in_t2_[id] = b1_.take(facts.key_hash) | b2_.take(facts.key_hash);
+      const bool in_b1 = b1_.take(facts.key_hash), in_b2 = b2_.take(facts.key_hash);  // both forget it
+      in_t2_[id] = in_b1 || in_b2;
     }
     coming_ = 0;
     lists_.push_back(in_t2_[id], id);
