@@ -263,9 +263,9 @@ TEST(HostTierTooSmall, ASequenceLongerThanBothIsRefusedAndEarlierOnesAreSound) {
 // Frames far smaller than the tables were sized for: records run out before bytes do.
 TEST(HostTierTooSmall, MoreBlocksThanRecordsEvictsFramesAndGoesOn) {
   const ModelSpec model = toy_model();
-  const auto manager = make_manager(tiered(24, 5u << 20), model);
+  const auto manager = make_manager(tiered(24, 8u << 20), model);
   ASSERT_TRUE(manager);
-  constexpr int kSequences = 380;
+  constexpr int kSequences = 540;
   const std::vector<float> zeros(std::size_t{16} * 32);
   const auto address = reinterpret_cast<DeviceAddress>(zeros.data());
   for (int i = 0; i < kSequences; ++i) {
