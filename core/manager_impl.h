@@ -136,6 +136,7 @@ class ManagerImpl final : public Manager {
   void drop_sequence(Sequence& seq);
   Result<std::uint16_t> intern_namespace(std::string_view name);
   Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity) const;
+  void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
   bool attends_lossy(const Sequence& seq, std::uint32_t blocks) const;  // any of its first blocks is not exact
   bool held_exact(BlockId id) const;  // some live sequence that asked for exact context has it

@@ -340,6 +340,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   FrameKey key;
 
   Stored stored;
+  frame_policy_->on_miss(policy_name(pool_->block(ids[0]).key), clock_());
   Result<MemoryTier::Reservation> reservation =
       reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0));
   Status status = reservation.status();

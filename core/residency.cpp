@@ -26,7 +26,8 @@ void ManagerImpl::update_candidate(BlockId id) {
        .bytes = model_.block_bytes(),
        .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
        .live = live,
-       .has_copy = block.frame != FrameId::kNone},
+       .has_copy = block.frame != FrameId::kNone,
+       .key_hash = policy_name(block.key)},
       clock_());
 }
 
@@ -123,7 +124,8 @@ void ManagerImpl::update_frame(FrameId id) {
                             .parent = first.parent,
                             .name_space = first.name_space,
                             .position = first.position * kBlockTokens,
-                            .bytes = frame.bytes},
+                            .bytes = frame.bytes,
+                            .key_hash = policy_name(first.key)},
                            clock_());
 }
 

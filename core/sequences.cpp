@@ -206,6 +206,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
   if (lossy_) seq->store_next = std::max(seq->store_next, static_cast<std::uint32_t>(seq->blocks.size()));
   for (std::uint32_t i = 0; i < seq->blocks.size(); ++i) add_ref(seq->blocks[i], is_hot(*seq, i));
+  announce_misses(*seq, tokens);
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.blocks.size();
   counters_.prefix_cache_queries += queried;
@@ -226,6 +227,18 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     miss(MissReason::kPartialTail, queried - usable);
   }
   return Begun{seq->id, found.match};
+}
+
+// What the prompt asked for and is not here will be computed: rules that remember what they evicted hear of it before
+// allocate() has to make room.
+void ManagerImpl::announce_misses(const Sequence& seq, std::span<const TokenId> tokens) {
+  if (!slot_policy_->wants_misses()) return;
+  const KeyChain& chain = namespaces_[seq.name_space].chain;
+  Key key = seq.blocks.empty() ? Key{} : pool_->block(seq.blocks.back()).key;
+  for (std::size_t i = seq.blocks.size(); i < tokens.size() / kBlockTokens; ++i) {
+    key = chain.next(key, tokens.subspan(i * kBlockTokens, kBlockTokens));
+    slot_policy_->on_miss(policy_name(key), clock_());
+  }
 }
 
 // Bytes of a block may change only while one sequence, and nobody else, can see them. A full block never changes; after

@@ -4,8 +4,10 @@
 // larger than p (or as large, and the block that needs room comes from b2), else t2's oldest. t1 and b1 together hold
 // at most the capacity, all four at most twice that.
 // The policy is asked for a victim before it sees the block that needs the room, so the question "does it come from
-// b2" is answered by coming(): without it, "no".
+// b2" is answered by coming(): without it, "no". Several blocks may be announced before the first of them is inserted,
+// as a library does that inserts when a sequence ends; what a ghost list said of each waits in returning_.
 #include <algorithm>
+#include <unordered_set>
 
 #include "policy/ghost_queue.h"
 #include "policy/id_lists.h"
@@ -27,11 +29,9 @@ class ArcRanking final : public Ranking {
     names_[id] = facts.key_hash;
     in_t2_[id] = returning;
     if (!returning && facts.key_hash != 0) {
-      if (facts.key_hash != coming_) adapt(facts.key_hash);
-      const bool in_b1 = b1_.take(facts.key_hash), in_b2 = b2_.take(facts.key_hash);  // both forget it
-      in_t2_[id] = in_b1 || in_b2;
+      adapt(facts.key_hash);  // nothing, if it was announced: it is in no ghost list any more
+      in_t2_[id] = returning_.erase(facts.key_hash) != 0 || forget(facts.key_hash);
     }
-    coming_ = 0;
     lists_.push_back(in_t2_[id], id);
   }
   void touch(std::uint32_t id, Instant) override {
@@ -48,11 +48,16 @@ class ArcRanking final : public Ranking {
     }
     (in_t2_[id] ? b2_ : b1_).push(names_[id]);
   }
+  bool wants_coming() const override { return true; }
   void coming(std::uint64_t name) override {
-    coming_ = name;
     from_b2_ = b2_.contains(name);
     adapt(name);
-    if (!b1_.contains(name) && !from_b2_) make_ghost_room();
+    if (returning_.size() > capacity_) returning_.clear();  // announced, and never came
+    if (forget(name)) {
+      returning_.insert(name);
+    } else if (returning_.count(name) == 0) {
+      make_ghost_room();
+    }
   }
   void pick(Picker& picker) override {
     std::uint32_t at[2] = {lists_.front(kT1), lists_.front(kT2)};
@@ -71,6 +76,10 @@ class ArcRanking final : public Ranking {
 
  private:
   static constexpr std::uint32_t kT1 = 0, kT2 = 1;
+  bool forget(std::uint64_t name) {
+    const bool in_b1 = b1_.take(name), in_b2 = b2_.take(name);
+    return in_b1 || in_b2;
+  }
   void adapt(std::uint64_t name) {
     const double b1 = static_cast<double>(b1_.size()), b2 = static_cast<double>(b2_.size());
     if (b1_.contains(name)) {
@@ -94,10 +103,10 @@ class ArcRanking final : public Ranking {
   }
   std::uint32_t capacity_ = 0;
   double target_ = 0;  // p
-  std::uint64_t coming_ = 0;
   bool from_b2_ = false, forget_next_ = false;
   IdLists lists_;
   GhostQueue b1_, b2_;
+  std::unordered_set<std::uint64_t> returning_;
   std::vector<std::uint8_t> in_t2_;
   std::vector<std::uint64_t> names_;
 };

@@ -66,6 +66,7 @@ class RankedPolicy final : public EvictionPolicy {
   void on_miss(std::uint64_t key_hash, Instant) override {
     if (rankings_[kLastCopy]) rankings_[kLastCopy]->coming(key_hash);
   }
+  bool wants_misses() const override { return rankings_[kLastCopy] && rankings_[kLastCopy]->wants_coming(); }
 
   std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) override {
     Picker picker(need, filter, out, bytes_);

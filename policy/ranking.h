@@ -44,7 +44,8 @@ class Ranking {
   virtual void touch(std::uint32_t id, Instant now) = 0;
   virtual void remove(std::uint32_t id, bool evicted) = 0;
   virtual void pick(Picker& picker) = 0;
-  virtual void coming(std::uint64_t) {}  // a block of this name is about to be inserted
+  virtual void coming(std::uint64_t) {}  // a block of this name is going to be inserted
+  virtual bool wants_coming() const { return false; }
 };
 
 using RankingMaker = std::function<std::unique_ptr<Ranking>(std::uint32_t capacity)>;

@@ -7,6 +7,7 @@
 // s3fifo_fill is what newer versions of libCacheSim do: until the first eviction, a new block that finds small full
 // enters main.
 #include <algorithm>
+#include <unordered_set>
 
 #include "policy/ghost_queue.h"
 #include "policy/id_lists.h"
@@ -29,11 +30,9 @@ class S3FifoRanking final : public Ranking {
   }
   void insert(std::uint32_t id, const BlockFacts& facts, bool returning, Instant) override {
     if (!returning) {
-      const bool known =
-          facts.key_hash != 0 && (coming_ == facts.key_hash ? remembered_ : ghosts_.take(facts.key_hash));
+      const bool known = facts.key_hash != 0 && (returning_.erase(facts.key_hash) != 0 || ghosts_.take(facts.key_hash));
       in_main_[id] = known || (fill_main_ && lists_.size(kSmall) >= small_share_);
       uses_[id] = 0;
-      coming_ = 0;
     } else {
       uses_[id] = std::min<std::uint8_t>(kMostUses, static_cast<std::uint8_t>(uses_[id] + 1));
     }
@@ -47,9 +46,11 @@ class S3FifoRanking final : public Ranking {
     lists_.unlink(in_main_[id], id);
     if (evicted && !in_main_[id] && names_[id] != 0) ghosts_.push(names_[id]);
   }
+  bool wants_coming() const override { return true; }
   void coming(std::uint64_t name) override {
-    coming_ = name;
-    remembered_ = ghosts_.take(name);  // now, not at insertion: the victim's name may push it out
+    // Now, not at insertion: the victim's name may push it out. Several may be announced before the first comes.
+    if (returning_.size() > main_share_) returning_.clear();  // announced, and never came
+    if (ghosts_.take(name)) returning_.insert(name);
   }
   void pick(Picker& picker) override {
     fill_main_ = false;
@@ -92,9 +93,9 @@ class S3FifoRanking final : public Ranking {
   }
   IdLists lists_;
   std::uint32_t small_share_ = 0, main_share_ = 0;
-  bool remembered_ = false, fill_main_ = false;
-  std::uint64_t coming_ = 0;
+  bool fill_main_ = false;
   GhostQueue ghosts_;
+  std::unordered_set<std::uint64_t> returning_;
   std::vector<std::uint8_t> in_main_, uses_;
   std::vector<std::uint64_t> names_;
 };

@@ -55,4 +55,10 @@ struct KeyHash {
   }
 };
 
+// What a policy knows a key by (BlockFacts::key_hash): never 0, which says "unknown".
+inline std::uint64_t policy_name(const Key& key) {
+  const std::uint64_t name = KeyHash{}(key);
+  return name != 0 ? name : 1;
+}
+
 }  // namespace firn

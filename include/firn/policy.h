@@ -54,9 +54,11 @@ class FIRN_API EvictionPolicy {
   virtual std::string_view name() const = 0;
   virtual void on_insert(const BlockFacts& facts, Instant now) = 0;    // becomes a candidate
   virtual void on_access(BlockId id, Access access, Instant now) = 0;  // ignored if not a candidate
-  // A block that is not here was asked for and will be inserted: told before victims() makes room for it.
+  // A block that is not here was asked for and will be inserted: told before victims() makes room for it. Several may
+  // be told before the first of them is inserted.
   virtual void on_miss(std::uint64_t /*key_hash*/, Instant) {}
-  virtual void on_remove(BlockId id) = 0;  // pinned or freed; ignored if not a candidate
+  virtual bool wants_misses() const { return false; }  // on_miss changes something: worth naming what is missing
+  virtual void on_remove(BlockId id) = 0;              // pinned or freed; ignored if not a candidate
   // Best victims first, at most out.size(); how many. They stay candidates until on_remove.
   virtual std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) = 0;
   virtual std::size_t candidates() const = 0;
