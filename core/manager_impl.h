@@ -88,6 +88,24 @@ class ManagerImpl final : public Manager {
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
   Status reset() override;
+  PrefixMatch match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const override;
+  Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) override;
+  Result<PinReport> pin(std::span<const Key> keys, std::int64_t ttl_ns) override;
+  std::uint32_t unpin(std::span<const Key> keys) override;
+  Result<LeaseId> acquire_lease(std::string_view owner, std::span<const Key> keys, std::int64_t ttl_ns) override;
+  Status renew_lease(LeaseId lease, std::int64_t ttl_ns) override;
+  bool release_lease(LeaseId lease) override;
+  std::vector<LeaseInfo> leases() const override;
+  Status set_family(std::span<const Key> keys) override;
+  Status set_quota(std::string_view name_space, const NamespaceQuota& quota) override;
+  NamespaceUsage usage(std::string_view name_space) const override;
+  std::uint64_t namespace_tag(std::string_view name_space) const override;
+  Result<EventBatch> take_events(std::uint64_t since, std::size_t max,
+                                 std::optional<std::string_view> name_space) const override;
+  Result<EventSnapshot> event_snapshot(std::optional<std::string_view> name_space) const override;
+  Explanation explain(std::span<const TokenId> tokens, const BeginOptions& options) const override;
+  std::vector<BlockState> block_states(SeqId seq) const override;
+  std::string dump() const override;
   Stats stats() const override;
   const Ledger& ledger() const override { return *ledger_; }
   const ModelSpec& model() const override { return model_; }

@@ -52,6 +52,31 @@ class ListeningManager final : public Manager {
   Status wait_room(SeqId s, std::uint32_t n, std::int64_t ns) override { return to_.wait_room(s, n, ns); }
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override { return to_.empty_pool(poison); }
   Status reset() override { return to_.reset(); }
+  PrefixMatch match_prefix(std::span<const TokenId> t, const BeginOptions& o) const override {
+    return to_.match_prefix(t, o);
+  }
+  Status set_retention(SeqId s, std::span<const RetentionRange> r) override { return to_.set_retention(s, r); }
+  Result<PinReport> pin(std::span<const Key> k, std::int64_t ns) override { return to_.pin(k, ns); }
+  std::uint32_t unpin(std::span<const Key> k) override { return to_.unpin(k); }
+  Result<LeaseId> acquire_lease(std::string_view o, std::span<const Key> k, std::int64_t ns) override {
+    return to_.acquire_lease(o, k, ns);
+  }
+  Status renew_lease(LeaseId l, std::int64_t ns) override { return to_.renew_lease(l, ns); }
+  bool release_lease(LeaseId l) override { return to_.release_lease(l); }
+  std::vector<LeaseInfo> leases() const override { return to_.leases(); }
+  Status set_family(std::span<const Key> k) override { return to_.set_family(k); }
+  Status set_quota(std::string_view n, const NamespaceQuota& q) override { return to_.set_quota(n, q); }
+  NamespaceUsage usage(std::string_view n) const override { return to_.usage(n); }
+  std::uint64_t namespace_tag(std::string_view n) const override { return to_.namespace_tag(n); }
+  Result<EventBatch> take_events(std::uint64_t s, std::size_t m, std::optional<std::string_view> n) const override {
+    return to_.take_events(s, m, n);
+  }
+  Result<EventSnapshot> event_snapshot(std::optional<std::string_view> n) const override {
+    return to_.event_snapshot(n);
+  }
+  Explanation explain(std::span<const TokenId> t, const BeginOptions& o) const override { return to_.explain(t, o); }
+  std::vector<BlockState> block_states(SeqId s) const override { return to_.block_states(s); }
+  std::string dump() const override { return to_.dump(); }
   Stats stats() const override { return to_.stats(); }
   const Ledger& ledger() const override { return to_.ledger(); }
   const ModelSpec& model() const override { return to_.model(); }

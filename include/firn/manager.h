@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,12 +29,15 @@
 #include "firn/codec.h"
 #include "firn/config.h"
 #include "firn/device.h"
+#include "firn/events.h"
+#include "firn/explain.h"
 #include "firn/export.h"
 #include "firn/ids.h"
 #include "firn/key.h"
 #include "firn/ledger.h"
 #include "firn/model.h"
 #include "firn/policy.h"
+#include "firn/retention.h"
 #include "firn/stats.h"
 #include "firn/status.h"
 #include "firn/tier.h"
@@ -59,6 +63,12 @@ struct BeginOptions {
   // The least that is reused. kExact: nothing lossy or derived, and nothing this sequence holds becomes lossy while it
   // lives. Anything less exact: whatever the configured codec does.
   Fidelity min_fidelity = Fidelity::kDerived;
+  // A scope that others read too, for what is nobody's secret: a system prompt. Blocks that lie wholly within the first
+  // shared_tokens tokens are looked for there first, as far as they are found; what follows is this namespace's own.
+  // share: they are stored there as well, and never in name_space. Whoever reads a scope can tell what is in it.
+  std::optional<std::string_view> shared_scope = {};
+  std::uint32_t shared_tokens = ~0u;
+  bool share = false;
 };
 struct Begun {
   SeqId seq = SeqId::kNone;
@@ -120,6 +130,7 @@ class FIRN_API Manager {
   // Read-only: what begin() would reuse. At most tokens.size() - 1 tokens, because the last one's logits are needed.
   virtual PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space = {},
                                    Fidelity min_fidelity = Fidelity::kDerived) const = 0;
+  virtual PrefixMatch match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const = 0;
   virtual Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options = {}) = 0;
   virtual Result<StepPlan> plan_step(std::span<const StepRequest> requests) const = 0;
   // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to
@@ -167,7 +178,44 @@ class FIRN_API Manager {
   virtual Result<std::uint32_t> empty_pool(std::uint8_t poison) = 0;
   virtual Status reset() = 0;  // forgets everything cached; kUnavailable while sequences live
 
+  // --- keeping --- (firn/retention.h)
+  // Replaces the sequence's ranges; blocks it has already get their priority now, later ones when they are committed.
+  virtual Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) = 0;
+  // No tier evicts these for ttl_ns; a second pin extends the first. kNoSpace: more than retention.pin_budget, and
+  // nothing was pinned.
+  virtual Result<PinReport> pin(std::span<const Key> keys, std::int64_t ttl_ns) = 0;
+  virtual std::uint32_t unpin(std::span<const Key> keys) = 0;  // how many were pinned
+  // All of the keys or none: kUnavailable names how many of the first are here. A lease ends at its deadline or when it
+  // is released, whichever is first.
+  virtual Result<LeaseId> acquire_lease(std::string_view owner, std::span<const Key> keys, std::int64_t ttl_ns) = 0;
+  virtual Status renew_lease(LeaseId lease, std::int64_t ttl_ns) = 0;  // from now; kUnavailable: it has ended
+  virtual bool release_lease(LeaseId lease) = 0;                       // false: it had ended already
+  virtual std::vector<LeaseInfo> leases() const = 0;
+  // From now on the blocks of these keys are evicted together, and kept while any one of them cannot go: parts that are
+  // worth nothing without each other, such as the ranks or groups of one chunk. All of them are here; a block is in at
+  // most one family. A family ends when one of its blocks is gone.
+  virtual Status set_family(std::span<const Key> keys) = 0;
+
+  // --- namespaces ---
+  // Takes effect at once; who is above a new ceiling gets no new slots until it is below. kInvalidArgument: the floors
+  // of all namespaces together are more than a tier has.
+  virtual Status set_quota(std::string_view name_space, const NamespaceQuota& quota) = 0;
+  virtual NamespaceUsage usage(std::string_view name_space) const = 0;
+  // What events call a namespace: a hash that tells nothing to whoever does not know the name.
+  virtual std::uint64_t namespace_tag(std::string_view name_space) const = 0;
+
   // --- knowing ---
+  // Events after number `since` (0: from the first one), at most max. With a namespace: its events alone, by numbers of
+  // their own, so that nobody can count what others do. kUnavailable: events.capacity is 0.
+  virtual Result<EventBatch> take_events(std::uint64_t since, std::size_t max = ~std::size_t{0},
+                                         std::optional<std::string_view> name_space = {}) const = 0;
+  // Everything that can be found now, parents before children.
+  virtual Result<EventSnapshot> event_snapshot(std::optional<std::string_view> name_space = {}) const = 0;
+  // For each block of the prompt: a hit and where, or the reason. Changes nothing and counts nothing.
+  virtual Explanation explain(std::span<const TokenId> tokens, const BeginOptions& options = {}) const = 0;
+  virtual std::vector<BlockState> block_states(SeqId seq) const = 0;
+  // Who holds what, as JSON: leases, pins, sequences, budgets and counters. `firn dump FILE` prints it for people.
+  virtual std::string dump() const = 0;
   virtual Stats stats() const = 0;
   virtual const Ledger& ledger() const = 0;
   virtual const ModelSpec& model() const = 0;

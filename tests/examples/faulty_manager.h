@@ -65,6 +65,36 @@ class FaultyManager final : public Manager {
   }
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override { return real_.empty_pool(poison); }
   Status reset() override { return real_.reset(); }
+  PrefixMatch match_prefix(Tokens tokens, const BeginOptions& options) const override {
+    return real_.match_prefix(tokens, options);
+  }
+  Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) override {
+    return real_.set_retention(seq, ranges);
+  }
+  Result<PinReport> pin(std::span<const Key> keys, std::int64_t ttl_ns) override { return real_.pin(keys, ttl_ns); }
+  std::uint32_t unpin(std::span<const Key> keys) override { return real_.unpin(keys); }
+  Result<LeaseId> acquire_lease(std::string_view owner, std::span<const Key> keys, std::int64_t ttl_ns) override {
+    return real_.acquire_lease(owner, keys, ttl_ns);
+  }
+  Status renew_lease(LeaseId lease, std::int64_t ttl_ns) override { return real_.renew_lease(lease, ttl_ns); }
+  bool release_lease(LeaseId lease) override { return real_.release_lease(lease); }
+  std::vector<LeaseInfo> leases() const override { return real_.leases(); }
+  Status set_family(std::span<const Key> keys) override { return real_.set_family(keys); }
+  Status set_quota(std::string_view name, const NamespaceQuota& quota) override { return real_.set_quota(name, quota); }
+  NamespaceUsage usage(std::string_view name) const override { return real_.usage(name); }
+  std::uint64_t namespace_tag(std::string_view name) const override { return real_.namespace_tag(name); }
+  Result<EventBatch> take_events(std::uint64_t since, std::size_t max,
+                                 std::optional<std::string_view> name) const override {
+    return real_.take_events(since, max, name);
+  }
+  Result<EventSnapshot> event_snapshot(std::optional<std::string_view> name) const override {
+    return real_.event_snapshot(name);
+  }
+  Explanation explain(Tokens tokens, const BeginOptions& options) const override {
+    return real_.explain(tokens, options);
+  }
+  std::vector<BlockState> block_states(SeqId seq) const override { return real_.block_states(seq); }
+  std::string dump() const override { return real_.dump(); }
   Stats stats() const override { return real_.stats(); }
   const Ledger& ledger() const override { return real_.ledger(); }
   const ModelSpec& model() const override { return real_.model(); }
