@@ -55,6 +55,7 @@ class Demo {
     const Stats stats = session_.manager->stats();
     report_.model_name = model_.model.spec().name;
     report_.threads = config.threads;
+    report_.device = session_.manager->device().memory().info().name;
     report_.token_bytes = stats.token_bytes;
     report_.pool_bytes = config.pool.budget_bytes;
     report_.host_bytes = config.host.budget_bytes;
@@ -261,7 +262,9 @@ BreakEven DemoReport::break_even() const {
 
 Result<DemoReport> run_demo(const DemoOptions& options) {
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(options.model));
-  return Demo(options, *model).run();
+  FIRN_ASSIGN(DemoReport report, Demo(options, *model).run());
+  FIRN_ASSIGN(report.second_device, ask_second_device(*model, options.config, options.second_device));
+  return report;
 }
 
 }  // namespace firn::cli

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/break_even.h"
+#include "cli/demo_second_device.h"
 #include "cli/session.h"
 
 namespace firn::cli {
@@ -39,6 +40,8 @@ struct DemoReport {
   std::uint32_t short_tokens = 0;
   std::uint64_t decode_tokens_compared = 0;
   double decode_first_ms = 0, decode_restored_ms = 0;  // per token, before and after
+  std::string device;                                  // that all this ran on
+  SecondDevice second_device;
 
   std::uint64_t host_tokens() const;  // that would fit at the ratio measured
   double ratio() const;
@@ -50,6 +53,7 @@ struct DemoOptions {
   Config config;
   int repeats = 5;
   std::uint32_t document_tokens = 3000;  // at least; whole paragraphs
+  std::string second_device = "auto";
 };
 Result<DemoReport> run_demo(const DemoOptions& options);
 

@@ -18,6 +18,7 @@ struct Arguments {
   std::string model;
   int repeats = 5;
   std::uint32_t document_tokens = 3000;
+  std::string second_device = "auto";
   bool json = false;
   SettingFlags settings;
 };
@@ -102,7 +103,7 @@ void print_json(const DemoReport& r) {
   const BreakEven even = r.break_even();
   const nlohmann::ordered_json report{
       {"model", r.model_name},
-      {"device", "cpu"},
+      {"device", r.device},
       {"threads", r.threads},
       {"token_bytes", r.token_bytes},
       {"pool",
@@ -139,7 +140,8 @@ void print_json(const DemoReport& r) {
       {"first_read_s", r.first_read.wall_s},
       {"first_read_cpu_s", r.first_read.cpu_s},
       {"decode_ms_before", r.decode_first_ms},
-      {"decode_ms_after", r.decode_restored_ms}};
+      {"decode_ms_after", r.decode_restored_ms},
+      {"second_device", second_device_json(r.second_device)}};
   fmt::print("{}\n", report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
@@ -162,7 +164,8 @@ int run(const Arguments& arguments) {
   const Result<DemoReport> report = run_demo({.model = arguments.model,
                                               .config = loaded->config,
                                               .repeats = arguments.repeats,
-                                              .document_tokens = arguments.document_tokens});
+                                              .document_tokens = arguments.document_tokens,
+                                              .second_device = arguments.second_device});
   if (!report.ok()) return fail(report.status());
   if (arguments.json) {
     print_json(*report);
@@ -171,8 +174,11 @@ int run(const Arguments& arguments) {
     print_story(*report);
     print_table(*report);
     print_verdict(*report);
+    print_second_device(report->second_device);
   }
-  return report->answers_equal && report->blocks_equal == report->blocks_compared ? kExitOk : kExitCorrupt;
+  return report->answers_equal && report->blocks_equal == report->blocks_compared && report->second_device.agrees()
+             ? kExitOk
+             : kExitCorrupt;
 }
 
 }  // namespace
@@ -189,6 +195,11 @@ void add_demo_command(CLI::App& app, Action& action) {
   command->add_option("--document-tokens", arguments->document_tokens, "how much of the document is read, at least")
       ->capture_default_str()
       ->check(CLI::Range(256, 6000));
+  command
+      ->add_option("--second-device", arguments->second_device,
+                   "where one short question is repeated: auto (lavapipe after cpu, cpu after a GPU), off or a device")
+      ->capture_default_str()
+      ->type_name("DEVICE");
   command->add_flag("--json", arguments->json, "the numbers, for machines");
   arguments->settings.add_to(*command);
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

@@ -6,8 +6,10 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/commands.h"
+#include "cli/doctor_vulkan.h"
 #include "cli/text.h"
 #include "core/config/checkup.h"
 
@@ -78,6 +80,18 @@ void print_budgets(const Machine& machine, const LoadedConfig& loaded, const Mod
                                      : model.path + " is not there; ./run build fetches it");
 }
 
+// Another machine's drivers cannot be asked through its files.
+Result<std::vector<VulkanReport>> look_for_vulkan(const Arguments& arguments) {
+  if (!arguments.root.empty())
+    return Status(Code::kUnavailable, "not asked for, because --root is another machine's files");
+  return vulkan_devices();
+}
+
+void print_vulkan(const Result<std::vector<VulkanReport>>& devices) {
+  std::string_view name = "vulkan";
+  for (const std::string& line : vulkan_lines(devices)) row(std::exchange(name, ""), line);
+}
+
 void print_findings(const std::vector<Finding>& findings) {
   for (const Finding& finding : findings)
     fmt::print("\n{}: {}\n  fix: {}\n", finding.level == Finding::Level::kProblem ? "PROBLEM" : "warning", finding.what,
@@ -109,8 +123,8 @@ nlohmann::ordered_json machine_json(const Machine& machine) {
           {"huge_pages", machine.huge_pages}};
 }
 
-void print_json(const Machine& machine, const LoadedConfig& loaded, const ModelFile& model,
-                const std::vector<Finding>& findings) {
+void print_json(const Machine& machine, const Result<std::vector<VulkanReport>>& vulkan, const LoadedConfig& loaded,
+                const ModelFile& model, const std::vector<Finding>& findings) {
   nlohmann::ordered_json found = nlohmann::ordered_json::array();
   for (const Finding& finding : findings)
     found.push_back({{"level", finding.level == Finding::Level::kProblem ? "problem" : "warning"},
@@ -119,6 +133,7 @@ void print_json(const Machine& machine, const LoadedConfig& loaded, const ModelF
   const nlohmann::ordered_json report{
       {"version", FIRN_VERSION},
       {"machine", machine_json(machine)},
+      {"vulkan", vulkan_json(vulkan)},
       {"pool_budget_bytes", pool_budget_bytes(machine, loaded.config)},
       {"host_budget_bytes", loaded.config.host.budget_bytes},
       {"cache_folder", cache_folder()},
@@ -133,11 +148,13 @@ int run(const Arguments& arguments) {
   const Machine machine = inspect_machine(arguments.root);
   const std::vector<Finding> findings = examine(machine, loaded->config);
   const ModelFile model = find_model();
+  const Result<std::vector<VulkanReport>> vulkan = look_for_vulkan(arguments);
   if (arguments.json) {
-    print_json(machine, *loaded, model, findings);
+    print_json(machine, vulkan, *loaded, model, findings);
   } else {
     row("firn", FIRN_VERSION);
     print_machine(machine);
+    print_vulkan(vulkan);
     print_budgets(machine, *loaded, model);
     print_findings(findings);
   }
