@@ -32,9 +32,9 @@ struct ManagerImpl::Wave {
 };
 
 Status ManagerImpl::check_rows(std::uint32_t layer, std::span<const StepRows> rows) const {
-  if (layer >= model_.groups[0].layer_count)
+  if (layer >= layout_.layer_count)
     return Status(Code::kInvalidArgument,
-                  fmt::format("layer {} of a model with {} layers", layer, model_.groups[0].layer_count));
+                  fmt::format("layer {} of a model with {} layers", layer, layout_.layer_count));
   for (const StepRows& part : rows) {
     const Sequence* seq = find_sequence(part.seq);
     if (!seq) return Status(Code::kInvalidArgument, fmt::format("sequence {} does not exist", index(part.seq)));
@@ -42,11 +42,11 @@ Status ManagerImpl::check_rows(std::uint32_t layer, std::span<const StepRows> ro
       return Status(Code::kInvalidArgument,
                     fmt::format("rows [{}, {}) of a step that may have {} (pool.max_step_tokens)", part.row,
                                 std::uint64_t{part.row} + part.row_count, max_rows_));
-    if (std::uint64_t{part.position} + part.row_count > seq->blocks.size() * kBlockTokens)
-      return Status(
-          Code::kInvalidArgument,
-          fmt::format("sequence {}: positions [{}, {}) reach past the {} allocated; allocate first", index(part.seq),
-                      part.position, std::uint64_t{part.position} + part.row_count, seq->blocks.size() * kBlockTokens));
+    const std::uint64_t room = std::uint64_t{seq->block_count()} * kBlockTokens;
+    if (std::uint64_t{part.position} + part.row_count > room)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("sequence {}: positions [{}, {}) reach past the {} allocated; allocate first",
+                                index(part.seq), part.position, std::uint64_t{part.position} + part.row_count, room));
     if (part.position > seq->tokens.size())
       return Status(Code::kInvalidArgument, fmt::format("sequence {}: position {} leaves a gap after its {} tokens",
                                                         index(part.seq), part.position, seq->tokens.size()));
@@ -58,9 +58,13 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
                                   DeviceAddress v) {
   if (!bytes_) return Fence{};
   std::vector<AppendItem> items;
+  KvShape kv;
   {
     Lock lock(mutex_);
     FIRN_TRY(check_rows(layer, rows).with_context("append"));
+    const PageSetId page_set = set_of_layer(layer);
+    const PageSet& set = layout_.sets[index(page_set)];
+    kv = set.kv;
     for (const StepRows& part : rows) {
       const Sequence& seq = *find_sequence(part.seq);
       if (part.position < seq.tokens.size())
@@ -70,39 +74,45 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
       for (std::uint32_t done = 0; done < part.row_count;) {
         const std::uint32_t position = part.position + done, token = position % kBlockTokens;
         const std::uint32_t count = std::min(part.row_count - done, kBlockTokens - token);
-        const BlockId id = seq.blocks[position / kBlockTokens];
+        const BlockId id = seq.tables[index(page_set)].blocks[position / kBlockTokens];
         if (must_copy(id))
           return Status(Code::kInvalidArgument,
                         fmt::format("append: the block of position {} of sequence {} is shared; "
                                     "allocate first",
                                     position, index(part.seq)));
-        items.push_back({slot_view(pool_->block(id).slot, layer), part.row + done, token, count});
+        items.push_back(
+            {slot_view(set, pool_->block(id).slot, layer - set.first_layer), part.row + done, token, count});
         done += count;
       }
     }
   }
-  FIRN_ASSIGN(const Fence fence, device_->kernels().append({model_.groups[0].kv, k, v, items}));
+  FIRN_ASSIGN(const Fence fence, device_->kernels().append({kv, k, v, items}));
   Lock lock(mutex_);
   last_write_ = fence;
   return fence;
 }
 
 // Fills a wave from where the last one ended. Under the lock; what it decodes is pinned in the tier.
-Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const {
-  const KvShape& kv = model_.groups[0].kv;
-  const std::uint64_t partials_bytes = workspace_.bytes / 2, row_bytes = Kernels::state_bytes(kv, query_heads_, 1);
+Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const {
+  const PageSet& set = layout_.sets[index(page_set)];
+  const KvShape& kv = set.kv;
+  const std::uint64_t partials_bytes = workspace_.bytes / 2, row_bytes = Kernels::state_bytes(kv, set.query_heads, 1);
   const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
   const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
   wave.clear();
   for (; wave.next_rows < rows.size(); ++wave.next_rows, wave.next_split = 0) {
     const StepRows& part = rows[wave.next_rows];
-    const Sequence& seq = *find_sequence(part.seq);
+    const std::vector<BlockId>& blocks = find_sequence(part.seq)->tables[index(page_set)].blocks;
     const std::uint32_t total = part.position + part.row_count;
+    // What is before the window of the first row is no part of anybody's: those splits are left out.
+    wave.next_split =
+        std::max(wave.next_split, first_needed(set, part.position) * kBlockTokens / kSplitTokens * kSplitTokens);
     for (; wave.next_split < total; wave.next_split += kSplitTokens) {
       const std::uint32_t tokens = std::min(kSplitTokens, total - wave.next_split);
       const std::uint32_t first = wave.next_split / kBlockTokens, count = (tokens + kBlockTokens - 1) / kBlockTokens;
       std::uint32_t cold = 0;
-      for (std::uint32_t i = first; i < first + count; ++i) cold += pool_->block(seq.blocks[i]).slot == SlotId::kNone;
+      for (std::uint32_t i = first; i < first + count; ++i)
+        cold += blocks[i] != BlockId::kNone && pool_->block(blocks[i]).slot == SlotId::kNone;
       const std::uint32_t partial_rows = part.row_count <= kPartialRows ? part.row_count : 0;
       const bool fits = partial_table_bytes(wave.items.size() + 1) + (wave.partial_rows + partial_rows) * row_bytes <=
                             partials_bytes &&
@@ -117,9 +127,13 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
                             .view = static_cast<std::uint32_t>(wave.views.size())});
       wave.partial_rows += partial_rows;
       for (std::uint32_t i = first; i < first + count; ++i) {
-        const Block& block = pool_->block(seq.blocks[i]);
+        if (blocks[i] == BlockId::kNone) {  // behind the window
+          wave.views.push_back({});
+          continue;
+        }
+        const Block& block = pool_->block(blocks[i]);
         if (block.slot != SlotId::kNone) {
-          wave.views.push_back(slot_view(block.slot, 0));
+          wave.views.push_back(slot_view(set, block.slot, 0));
           continue;
         }
         if (block.frame == FrameId::kNone)
@@ -157,7 +171,7 @@ Status ManagerImpl::plan_wave(Wave& wave, std::span<const StepRows> rows) const 
 }
 
 // Decodes one layer of what a wave stages. Without the lock.
-Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& staged) {
+Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged) {
   if (staged.empty()) return {};
   // Attention that was started earlier may still read what this overwrites.
   FIRN_TRY(device_->timeline().wait(staging_read_));
@@ -170,7 +184,7 @@ Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& stag
   std::vector<DecodeJob> jobs;
   for (const Staged& part : staged)
     jobs.push_back({.frame = part.pin.bytes(),
-                    .shape = extent_shape(part.block_count),
+                    .shape = extent_shape(set, part.block_count),
                     .label = part.label,
                     .layer = layer,
                     .layer_count = 1,
@@ -206,12 +220,17 @@ Status ManagerImpl::decode_staged(std::uint32_t layer, std::vector<Staged>& stag
 Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params,
                                   DeviceAddress q, DeviceAddress out) {
   if (!bytes_) return Fence{};
-  const KvShape& kv = model_.groups[0].kv;
-  if (params.query_heads == 0 || params.query_heads % kv.kv_heads != 0 || params.query_heads > query_heads_)
+  if (layer >= layout_.layer_count)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("attend: layer {} of a model with {} layers", layer, layout_.layer_count));
+  const PageSetId page_set = set_of_layer(layer);
+  const PageSet& set = layout_.sets[index(page_set)];
+  const KvShape& kv = set.kv;
+  if (params.query_heads == 0 || params.query_heads % kv.kv_heads != 0 || params.query_heads > set.query_heads)
     return Status(Code::kInvalidArgument,
                   fmt::format("attend: {} query heads; a multiple of the {} KV heads and at most the "
                               "{} that the workspace was sized for (GroupSpec::query_heads)",
-                              params.query_heads, kv.kv_heads, query_heads_));
+                              params.query_heads, kv.kv_heads, set.query_heads));
   std::uint32_t row_count = 0;
   for (const StepRows& part : rows) row_count = std::max(row_count, part.row + part.row_count);
   Wave wave;
@@ -224,22 +243,22 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
         FIRN_TRY(check_rows(layer, rows).with_context("attend"));
         FIRN_TRY(settle_lossy(lock).with_context("attend"));
       }
-      FIRN_TRY(plan_wave(wave, rows));
+      FIRN_TRY(plan_wave(wave, page_set, rows));
     }
     last = wave.next_rows == rows.size();
     // Slots were planned for layer 0; staging has one layer only.
     for (BlockView& view : wave.views) {
-      if (view.k >= staging_.address && view.k < staging_.address + staging_.bytes) continue;
-      view.k += layer * layer_bytes;
-      view.v += layer * layer_bytes;
+      if (view.k == 0 || (view.k >= staging_.address && view.k < staging_.address + staging_.bytes)) continue;
+      view.k += (layer - set.first_layer) * layer_bytes;
+      view.v += (layer - set.first_layer) * layer_bytes;
     }
-    FIRN_TRY(
-        decode_staged(layer, wave.staged).with_context("attend: a frame did not decode; rewind to usable_tokens()"));
+    FIRN_TRY(decode_staged(set, layer - set.first_layer, wave.staged)
+                 .with_context("attend: a frame did not decode; rewind to usable_tokens()"));
     FIRN_ASSIGN(fence, device_->kernels().attend({.shape = kv,
                                                   .query_heads = params.query_heads,
                                                   .scale = params.scale,
                                                   .soft_cap = params.soft_cap,
-                                                  .window = 0,
+                                                  .window = set.window,
                                                   .row_count = row_count,
                                                   .q = q,
                                                   .out = out,

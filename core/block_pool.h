@@ -31,6 +31,7 @@ struct Block {
   std::uint32_t position = 0;      // index within its sequence: first token / kBlockTokens
   std::uint16_t in_flight = 0;     // mover jobs that read its slot
   std::uint16_t name_space = 0;
+  PageSetId page_set{0};                 // whose layers its bytes are
   std::uint8_t frame_index = 0;          // which block of its frame it is
   bool candidate : 1 = false;            // the policy knows it
   bool store_queued : 1 = false;         // some mover job is going to store it

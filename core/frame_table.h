@@ -24,6 +24,7 @@ struct Frame {
   std::uint16_t live = 0;       // blocks of it that live sequences hold: such a frame is not evicted
   std::uint16_t in_flight = 0;  // mover jobs that read it
   std::uint8_t block_count = 0;
+  PageSetId page_set{0};
   Fidelity fidelity = Fidelity::kExact;  // of its label
   CodecId codec = CodecId::kLossless;
   bool in_use = false;

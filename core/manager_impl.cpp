@@ -33,10 +33,6 @@ Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const
                                                      Environment environment) {
   FIRN_TRY(validate(config));
   FIRN_TRY(validate(model));
-  if (model.groups.size() != 1 || model.groups[0].kind != GroupKind::kFull)
-    return Status(Code::kInvalidArgument,
-                  fmt::format("model {}: has {} groups of layers; this version manages one group of full attention",
-                              model.name, model.groups.size()));
   std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
   FIRN_TRY(manager->set_up());
   return std::unique_ptr<Manager>(std::move(manager));
@@ -66,8 +62,32 @@ ManagerImpl::~ManagerImpl() {
   if (workspace_.bytes != 0) device_->memory().free(workspace_);
 }
 
+// Groups whose blocks this library only keeps books of: their engine owns the kernels and the bytes.
+Status ManagerImpl::check_groups() const {
+  for (std::size_t g = 0; g < model_.groups.size(); ++g) {
+    const GroupKind kind = model_.groups[g].kind;
+    if (bytes_ && kind != GroupKind::kFull && kind != GroupKind::kSlidingWindow)
+      return Status(
+          Code::kInvalidArgument,
+          fmt::format("model {}: groups[{}] is {}; on a device with bytes this version manages full attention "
+                      "and sliding windows. Use device: none to have its blocks managed and run your own "
+                      "kernels on block_table()",
+                      model_.name, g, kind == GroupKind::kLatent ? "latent (MLA)" : "a recurrent state"));
+  }
+  if (lossy_ && (layout_.sets.size() != 1 || windowed_))
+    return Status(Code::kInvalidArgument,
+                  fmt::format("host.codec {}: lossy codecs know models with one group of full attention; this one has "
+                              "{} page sets{}. Use lossless",
+                              config_.host.codec, layout_.sets.size(), windowed_ ? ", some with a window" : ""));
+  return {};
+}
+
 Status ManagerImpl::set_up() {
   bytes_ = config_.device != "none";
+  FIRN_ASSIGN(layout_, page_layout(model_));
+  windowed_ = std::any_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) {
+    return set.kind == GroupKind::kSlidingWindow || set.kind == GroupKind::kState;
+  });
   if (!threads_) {
     own_threads_ = std::make_unique<ThreadPool>(bytes_ ? config_.threads : 1);
     threads_ = own_threads_.get();
@@ -84,6 +104,7 @@ Status ManagerImpl::set_up() {
         "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "
         "choose another device");
   if (config_.host.budget_bytes != 0) FIRN_TRY(make_codecs());
+  FIRN_TRY(check_groups());
   FIRN_TRY(size_pool());
   FIRN_TRY(make_host_tier());
   intern_namespace({}).status().ok();
@@ -93,24 +114,30 @@ Status ManagerImpl::set_up() {
 
 // Splits pool.budget into workspace, staging and slots, then takes them.
 Status ManagerImpl::size_pool() {
-  const GroupSpec& group = model_.groups[0];
-  const std::uint64_t block_bytes = model_.block_bytes();
+  const std::uint64_t block_bytes = layout_.page_bytes;
+  // Of the page set that needs most.
+  const auto state_bytes = [&](std::uint32_t rows) {
+    std::uint64_t most = 0;
+    for (const PageSet& set : layout_.sets) most = std::max(most, Kernels::state_bytes(set.kv, set.query_heads, rows));
+    return most;
+  };
+  std::uint64_t layer_token_bytes = 0;
+  for (const PageSet& set : layout_.sets) layer_token_bytes = std::max(layer_token_bytes, set.kv.token_bytes());
   if (config_.pool.budget_bytes == 0) config_.pool.budget_bytes = device_->memory().info().budget_bytes / 4;
   const std::uint64_t budget = config_.pool.budget_bytes;
-  query_heads_ = group.query_heads != 0 ? group.query_heads : group.kv.kv_heads * 8;
   max_rows_ = std::max(1u, config_.pool.max_step_tokens);
   std::uint64_t workspace_bytes = 0, staging_bytes = 0;
   if (bytes_) {
     // Accumulators of every row, and the partial results of at least one split for every row.
-    while (max_rows_ > 16 && 2 * Kernels::state_bytes(group.kv, query_heads_, max_rows_) > budget / 8) max_rows_ /= 2;
-    workspace_bytes = 2 * Kernels::state_bytes(group.kv, query_heads_, max_rows_);
+    while (max_rows_ > 16 && 2 * state_bytes(max_rows_) > budget / 8) max_rows_ /= 2;
+    workspace_bytes = 2 * state_bytes(max_rows_);
     if (config_.host.budget_bytes != 0) {
       // One split of one layer is the least that attention can work with.
-      const std::uint64_t split_bytes = kSplitTokens * group.kv.token_bytes();
+      const std::uint64_t split_bytes = kSplitTokens * layer_token_bytes;
       const std::uint64_t wanted =
           config_.pool.staging_bytes != 0 ? config_.pool.staging_bytes : std::min(budget / 8, kMaxAutoStagingBytes);
       staging_bytes = std::max(split_bytes, wanted / split_bytes * split_bytes);
-      staging_blocks_ = static_cast<std::uint32_t>(staging_bytes / (kBlockTokens * group.kv.token_bytes()));
+      staging_blocks_ = static_cast<std::uint32_t>(staging_bytes / (kBlockTokens * layer_token_bytes));
     }
   }
   config_.pool.max_step_tokens = max_rows_;
@@ -126,7 +153,9 @@ Status ManagerImpl::size_pool() {
   // A lossy codec in strict mode takes whole groups: what is cold and no group yet stays too.
   const std::uint64_t group_blocks = strict_lossy() ? kMaxExtentBlocks : 0;
   const std::uint64_t least =
-      bytes_ ? sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 + group_blocks : 2;
+      bytes_ ? layout_.sets.size() *
+                   (sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 + group_blocks)
+             : 2;
   if (slots < least)
     return Status(
         Code::kInvalidArgument,
@@ -185,7 +214,7 @@ Status ManagerImpl::size_pool() {
 
 // The pool in chunks as large as the device allows; where it refuses one, all in halves: memory may be in pieces.
 Status ManagerImpl::take_chunks(std::uint32_t slots) {
-  const std::uint64_t block_bytes = model_.block_bytes();
+  const std::uint64_t block_bytes = layout_.page_bytes;
   slots_per_chunk_ = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(slots, device_->memory().info().max_region_bytes / block_bytes));
   if (slots_per_chunk_ == 0)
@@ -246,10 +275,14 @@ Status ManagerImpl::make_codecs() {
 
 Status ManagerImpl::make_host_tier() {
   if (config_.host.budget_bytes == 0) return {};
-  const ExtentShape shape = extent_shape(kMaxExtentBlocks);
-  std::size_t scratch_bytes = codec_->scratch_bytes(shape), resident_bytes = 0;
-  std::size_t bound = codec_->bound(shape);
+  std::size_t scratch_bytes = 0, resident_bytes = 0, bound = 0;
+  for (const PageSet& set : layout_.sets) {
+    const ExtentShape shape = extent_shape(set, kMaxExtentBlocks);
+    scratch_bytes = std::max(scratch_bytes, codec_->scratch_bytes(shape));
+    bound = std::max(bound, codec_->bound(shape));
+  }
   if (lossy_) {
+    const ExtentShape shape = extent_shape(layout_.sets[0], kMaxExtentBlocks);
     scratch_bytes = std::max(scratch_bytes, lossy_->scratch_bytes(shape));
     resident_bytes = lossy_->resident_bytes();
     bound = std::max(bound, lossy_->bound(shape));
@@ -274,13 +307,13 @@ Status ManagerImpl::make_host_tier() {
   return {};
 }
 
-ExtentShape ManagerImpl::extent_shape(std::uint32_t blocks) const {
-  return {.kv = model_.groups[0].kv, .layer_count = model_.groups[0].layer_count, .block_count = blocks};
+ExtentShape ManagerImpl::extent_shape(const PageSet& set, std::uint32_t blocks) {
+  return {.kv = set.kv, .layer_count = set.layer_count, .block_count = blocks};
 }
 
 DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
   const std::uint32_t at = index(slot) - 1;
-  return chunks_[at / slots_per_chunk_].region.address + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes();
+  return chunks_[at / slots_per_chunk_].region.address + std::uint64_t{at % slots_per_chunk_} * layout_.page_bytes;
 }
 
 Stats ManagerImpl::stats() const {
@@ -297,13 +330,15 @@ Stats ManagerImpl::stats() const {
     s.slots_in_flight += block.in_flight != 0;
   }
   for (const Deferred& deferred : deferred_)
-    for (const BlockId id : deferred.blocks)
-      s.slots_in_flight += pool_->block(id).slot != SlotId::kNone && pool_->block(id).refs == 1;
+    for (const Table& table : deferred.tables)
+      for (const BlockId id : table.blocks)
+        s.slots_in_flight +=
+            id != BlockId::kNone && pool_->block(id).slot != SlotId::kNone && pool_->block(id).refs == 1;
   s.blocks = pool_->block_count();
   s.frames = frames_->count();
   s.sequences = sequences_.size();
   s.duplicate_blocks = index_->duplicate_count();
-  s.block_bytes = model_.block_bytes();
+  s.block_bytes = layout_.page_bytes;
   s.token_bytes = model_.token_bytes();
   s.host_raw_bytes = host_raw_bytes_;
   if (host_) s.host_frame_bytes = host_->stats().resident_bytes;
@@ -325,13 +360,14 @@ Result<std::uint64_t> ManagerImpl::hash_slot(SlotId slot) const {
     return Status(Code::kUnavailable, "hash_slot: no block is resident in that slot");
   if (!bytes_ || (!transfer_.host && !slot_host(slot)))
     return Status(Code::kUnavailable, "hash_slot: this device's memory is not visible to the host");
+  const PageSet& set = set_of(pool_->block(pool_->owner(slot)));
   if (!transfer_.host) {
     FIRN_TRY(device_->timeline().wait(device_->timeline().last()));
-    return XXH3_64bits(slot_host(slot), model_.block_bytes());
+    return XXH3_64bits(slot_host(slot), set.block_bytes());
   }
   std::lock_guard transfer(transfer_mutex_);
-  FIRN_TRY(move_transfer({&slot, 1}, /*gather=*/true));
-  return XXH3_64bits(transfer_.host, model_.block_bytes());
+  FIRN_TRY(move_transfer(set, {&slot, 1}, /*gather=*/true));
+  return XXH3_64bits(transfer_.host, set.block_bytes());
 }
 
 std::string_view to_string(MissReason reason) {
@@ -354,6 +390,8 @@ std::string_view to_string(MissReason reason) {
       return "not_read";
     case MissReason::kFidelity:
       return "fidelity";
+    case MissReason::kGroup:
+      return "group";
     case MissReason::kCount:
       break;
   }

@@ -33,17 +33,26 @@ struct BlockRef {
   std::uint32_t generation = 0;
 };
 
+// The blocks of one sequence in one page set. Entries are BlockId::kNone (the null block) where the page set does not
+// need them any more: behind its window, or between snapshots of a recurrent state.
+struct Table {
+  std::vector<BlockId> blocks;   // covers committed and allocated tokens
+  std::uint32_t store_next = 0;  // blocks before this have been queued for storing, sinks aside
+  std::uint32_t first_held = 0;  // everything before it is the null block
+};
+
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
   std::vector<TokenId> tokens;    // committed
-  std::vector<BlockId> blocks;    // covers committed and allocated tokens
+  std::vector<Table> tables;      // one a page set, all of one length
   std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
-  std::uint32_t store_next = 0;   // blocks before this have been queued for storing, sinks aside
   std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode
   bool exact = false;             // asked for exact context: nothing it holds becomes lossy while it lives
+  Key last_key;                   // of the last full block
   Ledger::Charge charge;          // for tokens and blocks
   std::uint32_t committed_blocks() const { return static_cast<std::uint32_t>(tokens.size()) / kBlockTokens; }
+  std::uint32_t block_count() const { return static_cast<std::uint32_t>(tables[0].blocks.size()); }
 };
 
 struct Job {
@@ -76,7 +85,7 @@ class ManagerImpl final : public Manager {
   Status free(SeqId seq, const Fence& fence) override;
   std::uint32_t token_count(SeqId seq) const override;
   std::uint32_t usable_tokens(SeqId seq) const override;
-  std::vector<SlotId> block_table(SeqId seq) const override;
+  std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override;
   std::vector<Key> block_keys(SeqId seq) const override;
   std::vector<Key> compute_keys(std::span<const TokenId> tokens, std::string_view name_space) const override;
   Result<Ticket> prefetch(SeqId seq) override;
@@ -109,6 +118,7 @@ class ManagerImpl final : public Manager {
   Stats stats() const override;
   const Ledger& ledger() const override { return *ledger_; }
   const ModelSpec& model() const override { return model_; }
+  const PageLayout& layout() const override { return layout_; }
   const Config& config() const override { return config_; }
   Device& device() override { return *device_; }
   std::vector<NodePlacement> host_placement() const override;
@@ -121,10 +131,11 @@ class ManagerImpl final : public Manager {
     std::string name;
     KeyChain chain;
   };
-  // What begin and match_prefix find: the blocks of the longest usable chain.
+  // What begin and match_prefix find: the blocks of the longest usable chain, by page set.
   struct Found {
-    std::vector<BlockId> blocks;
+    std::vector<std::vector<BlockId>> tables;
     PrefixMatch match;
+    std::uint32_t block_count() const { return static_cast<std::uint32_t>(tables[0].size()); }
   };
   // One decode of one layer of one frame into staging.
   struct Staged {
@@ -140,6 +151,7 @@ class ManagerImpl final : public Manager {
 
   ManagerImpl(const Config& config, const ModelSpec& model, const Environment& environment);
   Status set_up();  // create(), after the cheap checks
+  Status check_groups() const;
   Status size_pool();
   Status take_chunks(std::uint32_t slots);
   Status make_codecs();
@@ -156,14 +168,24 @@ class ManagerImpl final : public Manager {
   Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity) const;
   void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
+  // The cheapest of the blocks with this key that are good enough; any: whether there is one that is not.
+  BlockId best_block(const Key& key, PageSetId page_set, Fidelity min_fidelity, bool& any) const;
+  // The most blocks of found at which every page set can go on: windows are whole, states have a snapshot there.
+  std::uint32_t resume_point(const Found& found) const;
+  void cut_to_windows(Found& found) const;
+  std::uint64_t movable_slots() const;
+  Status refuse_allocation(std::uint32_t slots);
+  Status check_commit(const Sequence& seq, std::uint64_t total) const;
+  Key last_key(const Sequence& seq) const;
+  Status reach_back(Sequence& seq, std::uint32_t n);
   bool attends_lossy(const Sequence& seq, std::uint32_t blocks) const;  // any of its first blocks is not exact
   bool held_exact(BlockId id) const;  // some live sequence that asked for exact context has it
   // Strict mode with a lossy codec: whatever commit has made lossy is lossy before anybody looks.
   bool strict_lossy() const { return lossy_ && config_.mode == "strict"; }
   Status settle_lossy(Lock& lock);  // lets go of the lock
   // Of a sequence's tokens and table.
-  static std::uint64_t sequence_bytes(std::uint64_t tokens) {
-    return tokens * sizeof(TokenId) + (tokens / kBlockTokens + 2) * sizeof(BlockId);
+  std::uint64_t sequence_bytes(std::uint64_t tokens) const {
+    return tokens * sizeof(TokenId) + layout_.sets.size() * (tokens / kBlockTokens + 2) * sizeof(BlockId);
   }
   Status reserve_tokens(Sequence& seq, std::uint64_t tokens);
   std::uint32_t sink_blocks() const { return (config_.protect.sinks + kBlockTokens - 1) / kBlockTokens; }
@@ -172,21 +194,29 @@ class ManagerImpl final : public Manager {
     return block < sink_blocks() || block >= seq.hot_first;
   }
   void move_window(Sequence& seq);  // hot_refs follow the committed tokens
+  void slide_out(Sequence& seq);    // blocks that no later token looks at become the null block
+  // The first block that tokens after the first `tokens` ones look at.
+  static std::uint32_t first_needed(const PageSet& set, std::uint64_t tokens);
+  // Whether a table gets a block at this index when a step takes it to `tokens` tokens, `certain` of which will come.
+  static bool takes_block(const PageSet& set, std::uint32_t block, std::uint64_t certain, std::uint64_t tokens);
+  bool windowed() const { return windowed_; }  // some page set gives blocks up while their sequence lives
+  const PageSet& set_of(const Block& block) const { return layout_.sets[index(block.page_set)]; }
   struct Need {
-    std::uint32_t blocks = 0;  // new ones behind the table
-    bool copy = false;         // and one to copy the tail into
-    std::uint32_t slots() const { return blocks + (copy ? 1 : 0); }
+    std::uint32_t blocks = 0;  // new ones behind the tables
+    std::uint32_t copies = 0;  // and those to copy tails into
+    std::uint32_t slots() const { return blocks + copies; }
   };
-  Need blocks_needed(const Sequence& seq, std::uint64_t tokens) const;
+  // certain: tokens that will be committed; tokens: those and the ones that may be.
+  Need blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const;
   std::uint64_t tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const;
   std::uint32_t available_slots() const;
-  Result<BlockId> make_block(const Sequence& seq, std::uint32_t position);
+  Result<BlockId> make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position);
   void add_ref(BlockId id, bool hot);
   void release(BlockId id, bool hot, bool forget);  // one reference; forget: nobody shall match it again
   bool must_copy(BlockId id) const;                 // writing into it would be seen by somebody else
   Status copy_block(BlockId from, BlockId to, std::uint32_t tokens);
   void run_deferred();
-  void release_blocks(std::span<const BlockId> blocks, std::uint32_t first_hot);
+  void release_blocks(std::span<const Table> tables, std::uint32_t first_hot);
 
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
@@ -202,24 +232,31 @@ class ManagerImpl final : public Manager {
   bool evict_frame();                     // the host policy's first victim; false: none can go
   void drop_frame(FrameId id, MissReason reason);
   void lose_block(BlockId id);
-  BlockView slot_view(SlotId slot, std::uint32_t layer) const { return block_view(slot_address(slot), layer); }
+  // layer: within the page set.
+  BlockView slot_view(const PageSet& set, SlotId slot, std::uint32_t layer) const {
+    return block_view(set, slot_address(slot), layer);
+  }
   DeviceAddress slot_address(SlotId slot) const;
 
   // --- transfer.cpp: without the lock, or under it ---
-  BlockView block_view(DeviceAddress base, std::uint32_t layer) const;
+  static BlockView block_view(const PageSet& set, DeviceAddress base, std::uint32_t layer);
   std::byte* slot_host(SlotId slot) const;  // where the host reaches the pool
-  std::vector<BlockView> host_views(std::span<const SlotId> slots) const;
-  Status move_transfer(std::span<const SlotId> slots, bool gather) const;
+  std::vector<BlockView> host_views(const PageSet& set, std::span<const SlotId> slots) const;
+  Status move_transfer(const PageSet& set, std::span<const SlotId> slots, bool gather) const;
   // The job's views are slots, one a block of the extent, kNone: left out. They set its status.
-  void encode_slots(const Codec& codec, EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
-  void decode_slots(const Codec& codec, DecodeJob& job, std::span<const SlotId> slots, ThreadPool* threads);
+  void encode_slots(const Codec& codec, EncodeJob& job, const PageSet& set, std::span<const SlotId> slots,
+                    ThreadPool* threads);
+  void decode_slots(const Codec& codec, DecodeJob& job, const PageSet& set, std::span<const SlotId> slots,
+                    ThreadPool* threads);
 
   // --- mover.cpp ---
   void queue_cold(Sequence& seq, bool ending);
+  void queue_cold(Sequence& seq, Table& table, bool ending);
+  void press_cold(const Sequence& seq, const Table& table);
   void press_cold();  // partial groups too: somebody needs the room
   // Blocks before this may be pressed when somebody needs the room: all that are cold, but for those that strict mode
   // makes lossy by whole groups, whoever needs room.
-  std::uint32_t pressable(const Sequence& seq) const;
+  std::uint32_t pressable(const Sequence& seq, const Table& table) const;
   bool queue_piece(std::span<const BlockId> blocks, bool lossy);
   // What a store job has made; the guard may have turned lossy into lossless.
   struct Stored {
@@ -240,18 +277,25 @@ class ManagerImpl final : public Manager {
   void finish(Ticket ticket);
   void worker();
   Status wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
-  ExtentShape extent_shape(std::uint32_t blocks) const;
+  const PageSet& set_of(const Frame& frame) const { return layout_.sets[index(frame.page_set)]; }
+  static ExtentShape extent_shape(const PageSet& set, std::uint32_t blocks);
   FrameLabel label_of(const Frame& frame) const;
   template <class Ready>
   Status wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready);
 
   // --- attention.cpp ---
   Status check_rows(std::uint32_t layer, std::span<const StepRows> rows) const;
-  Status plan_wave(Wave& wave, std::span<const StepRows> rows) const;
-  Status decode_staged(std::uint32_t layer, std::vector<Staged>& staged);
+  // The page set that a layer of the model belongs to; the layer exists.
+  PageSetId set_of_layer(std::uint32_t layer) const {
+    return PageSetId{static_cast<std::uint8_t>(layer / layout_.sets[0].layer_count)};
+  }
+  Status plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const;
+  Status decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged);
 
   Config config_;
   ModelSpec model_;
+  PageLayout layout_;
+  bool windowed_ = false;
   Digest identity_;
   std::function<Instant()> clock_;
   std::unique_ptr<ThreadPool> own_threads_;
@@ -275,7 +319,7 @@ class ManagerImpl final : public Manager {
   Region transfer_;                    // of one extent, where the host does not reach the pool; else none
   mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
   Fence staging_read_;                 // after the newest attention that reads staging
-  std::uint32_t max_rows_ = 0, query_heads_ = 0;
+  std::uint32_t max_rows_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 
   std::unique_ptr<Codec> codec_;     // exact: of windows, sinks, and all where no lossy codec was asked for
@@ -296,7 +340,7 @@ class ManagerImpl final : public Manager {
   std::uint64_t next_seq_ = 1, next_ticket_ = 1;
   // Freed sequences whose fence has not passed: they hold their references until it has.
   struct Deferred {
-    std::vector<BlockId> blocks;
+    std::vector<Table> tables;
     std::uint32_t hot_first = 0;
     Fence fence;
     Ledger::Charge charge;

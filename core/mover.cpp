@@ -23,20 +23,24 @@ std::uint32_t group_of(std::uint32_t block, std::uint32_t sinks) {
 
 FrameLabel ManagerImpl::label_of(const Frame& frame) const {
   return {.last_key = frame.last_key,
-          .group = GroupId{0},
+          .group = GroupId{index(frame.page_set)},
           .first_position = frame.first_position,
           .fidelity = frame.fidelity};
 }
 
-std::uint32_t ManagerImpl::pressable(const Sequence& seq) const {
+std::uint32_t ManagerImpl::pressable(const Sequence& seq, const Table& table) const {
   const std::uint32_t cold = std::min(seq.hot_first, seq.committed_blocks());
-  return strict_lossy() && !seq.exact ? std::min(cold, seq.store_next) : cold;
+  return strict_lossy() && !seq.exact ? std::min(cold, table.store_next) : cold;
 }
 
 // Queues what has gone cold and has no copy yet. While the sequence lives, only whole groups: frames of eight blocks
 // compress and move best. When it ends, everything full.
 void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
   if (!host_) return;
+  for (Table& table : seq.tables) queue_cold(seq, table, ending);
+}
+
+void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
   const std::uint32_t sinks = sink_blocks(), full = seq.committed_blocks();
   std::uint32_t limit = full;
   if (!ending) {
@@ -44,7 +48,7 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
     limit = limit <= sinks ? 0 : sinks + (limit - sinks) / kMaxExtentBlocks * kMaxExtentBlocks;
   }
   std::vector<BlockId> piece;
-  std::uint32_t i = ending ? 0 : seq.store_next;
+  std::uint32_t i = std::max(table.first_held, ending ? 0 : table.store_next);
   std::uint32_t queued_to = i;  // everything before it is queued, or needs no storing
   // What a live sequence has computed, nobody holds as exact, and no lossy codec has seen.
   const auto lossy = [&](const Block& block, BlockId id) {
@@ -59,46 +63,58 @@ void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
   };
   bool room = true;
   for (; room && i < limit; ++i) {
-    const Block& block = pool_->block(seq.blocks[i]);
+    const BlockId id = table.blocks[i];
+    if (id == BlockId::kNone) {
+      room = flush();
+      continue;
+    }
+    const Block& block = pool_->block(id);
     const std::uint32_t others_hot = block.hot_refs - (is_hot(seq, i) ? 1u : 0u);
     const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
                         !block.store_queued && others_hot == 0;
     // A frame never crosses a group or a known branch, which shows as a change in who shares the block.
     const bool cut = !piece.empty() &&
                      (group_of(i, sinks) != group_of(i - 1, sinks) || block.refs != pool_->block(piece.back()).refs ||
-                      piece.size() == kMaxExtentBlocks || lossy(block, seq.blocks[i]) != lossy_piece);
+                      piece.size() == kMaxExtentBlocks || lossy(block, id) != lossy_piece);
     if (cut || !wanted) room = flush();
     if (room && wanted) {
-      lossy_piece = lossy(block, seq.blocks[i]);
-      piece.push_back(seq.blocks[i]);
+      lossy_piece = lossy(block, id);
+      piece.push_back(id);
     }
   }
   if (room) flush();
-  if (!ending) seq.store_next = std::max(seq.store_next, queued_to);  // a full queue is tried again at the next commit
+  if (!ending)
+    table.store_next = std::max(table.store_next, queued_to);  // a full queue is tried again at the next commit
 }
 
 // Somebody needs the room: groups that are only partly cold go now, as smaller frames.
 void ManagerImpl::press_cold() {
   if (!host_) return;
-  for (auto& entry : sequences_) {
-    const Sequence* seq = entry.second.get();
-    const std::uint32_t limit = pressable(*seq);
-    std::vector<BlockId> piece;
-    const auto flush = [&] {
-      if (!piece.empty()) queue_piece(piece, lossy_ && !strict_lossy() && !seq->exact && !held_exact(piece.front()));
-      piece.clear();
-    };
-    for (std::uint32_t i = sink_blocks(); i < limit; ++i) {
-      const Block& block = pool_->block(seq->blocks[i]);
-      const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
-                          !block.store_queued && block.hot_refs == 0;
-      if (!piece.empty() && (!wanted || group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) ||
-                             block.refs != pool_->block(piece.back()).refs))
-        flush();
-      if (wanted) piece.push_back(seq->blocks[i]);
+  for (const auto& entry : sequences_)
+    for (const Table& table : entry.second->tables) press_cold(*entry.second, table);
+}
+
+void ManagerImpl::press_cold(const Sequence& seq, const Table& table) {
+  const std::uint32_t limit = pressable(seq, table);
+  std::vector<BlockId> piece;
+  const auto flush = [&] {
+    if (!piece.empty()) queue_piece(piece, lossy_ && !strict_lossy() && !seq.exact && !held_exact(piece.front()));
+    piece.clear();
+  };
+  for (std::uint32_t i = std::max(sink_blocks(), table.first_held); i < limit; ++i) {
+    if (table.blocks[i] == BlockId::kNone) {
+      flush();
+      continue;
     }
-    flush();
+    const Block& block = pool_->block(table.blocks[i]);
+    const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
+                        !block.store_queued && block.hot_refs == 0;
+    if (!piece.empty() && (!wanted || group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) ||
+                           block.refs != pool_->block(piece.back()).refs))
+      flush();
+    if (wanted) piece.push_back(table.blocks[i]);
   }
+  flush();
 }
 
 bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
@@ -132,30 +148,35 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
     const Block& block = pool_->block(pool_->owner(SlotId{i}));
     room += block.candidate && block.refs == 0 && block.frame != FrameId::kNone;
   }
-  const auto queue_frame_of = [&](std::uint32_t from, std::uint32_t to) {
+  const auto queue_frame_of = [&](const std::vector<BlockId>& blocks, std::uint32_t from, std::uint32_t to) {
     for (std::uint32_t i = from; i < to && room != 0 && loads_.size() < config_.mover.queue; ++i) {
-      const Block& first = pool_->block(seq->blocks[i]);
+      if (blocks[i] == BlockId::kNone) continue;
+      const Block& first = pool_->block(blocks[i]);
       if (first.slot != SlotId::kNone || first.frame == FrameId::kNone || first.load_queued) continue;
       Job job{.kind = Job::Kind::kLoad,
               .ticket = ticket,
               .frame = first.frame,
               .frame_generation = frames_->frame(first.frame).generation,
               .fence = {}};
-      for (std::uint32_t j = i; j < seq->blocks.size() && job.count < kMaxExtentBlocks && room != 0; ++j) {
-        Block& block = pool_->block(seq->blocks[j]);
+      for (std::uint32_t j = i; j < blocks.size() && job.count < kMaxExtentBlocks && room != 0; ++j) {
+        if (blocks[j] == BlockId::kNone) continue;
+        Block& block = pool_->block(blocks[j]);
         if (block.frame != job.frame || block.slot != SlotId::kNone || block.load_queued) continue;
         block.load_queued = true;
-        job.blocks[job.count++] = {seq->blocks[j], block.generation};
+        job.blocks[job.count++] = {blocks[j], block.generation};
         --room;
       }
       loads_.push_back(job);
       ++jobs;
     }
   };
-  const std::uint32_t count = static_cast<std::uint32_t>(seq->blocks.size());
-  queue_frame_of(0, std::min(sink_blocks(), count));
-  queue_frame_of(seq->hot_first, count);
-  queue_frame_of(0, count);
+  const std::uint32_t count = seq->block_count();
+  const auto queue_range = [&](std::uint32_t from, std::uint32_t to) {
+    for (const Table& table : seq->tables) queue_frame_of(table.blocks, from, to);
+  };
+  queue_range(0, std::min(sink_blocks(), count));
+  queue_range(seq->hot_first, count);
+  queue_range(0, count);
   if (jobs == 0) return Ticket::kNone;
   open_tickets_[index(ticket)] = jobs;
   work_.notify_one();
@@ -263,13 +284,14 @@ Status ManagerImpl::settle_lossy(Lock& lock) {
 // By the lossy codec, and by the exact one where the error is above what the codec was measured with. Without the lock.
 Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<const SlotId> slots,
                                   std::span<std::byte> out, ThreadPool* threads, Stored& stored) {
-  const ExtentShape shape = extent_shape(static_cast<std::uint32_t>(slots.size()));
+  const PageSet& set = layout_.sets[index(label.group)];
+  const ExtentShape shape = extent_shape(set, static_cast<std::uint32_t>(slots.size()));
   const Fidelity before = label.fidelity;
   EncodeJob encode{.shape = shape, .label = label, .views = {}, .out = out, .bytes = 0, .status = {}};
   if (job.lossy) {
     stored.codec = lossy_.get();
     encode.label.fidelity = label.fidelity = std::max(before, Fidelity::kLossy);
-    encode_slots(*lossy_, encode, slots, threads);
+    encode_slots(*lossy_, encode, set, slots, threads);
     FIRN_TRY(encode.status);
     stored.bytes = encode.bytes;
     const ErrorBound bound = lossy_->error_bound();
@@ -283,14 +305,14 @@ Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<c
                        .layer_count = shape.layer_count,
                        .views = {},
                        .status = {}};
-      decode_slots(*lossy_, decode, slots, threads);
+      decode_slots(*lossy_, decode, set, slots, threads);
       stored.replaced = true;
       return decode.status;
     }
   }
   stored.codec = codec_.get();
   encode.label.fidelity = label.fidelity = before;
-  encode_slots(*codec_, encode, slots, threads);
+  encode_slots(*codec_, encode, set, slots, threads);
   stored.bytes = encode.bytes;
   return encode.status;
 }
@@ -333,10 +355,11 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   }
   const Block& last = pool_->block(ids[count - 1]);
   FrameLabel label{.last_key = last.key,
-                   .group = GroupId{0},
+                   .group = GroupId{index(last.page_set)},
                    .first_position = std::uint64_t{pool_->block(ids[0]).position} * kBlockTokens,
                    .fidelity = fidelity};
-  const ExtentShape shape = extent_shape(count);
+  const PageSetId page_set = last.page_set;
+  const ExtentShape shape = extent_shape(layout_.sets[index(page_set)], count);
   FrameKey key;
 
   Stored stored;
@@ -384,6 +407,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     frame.first_position = label.first_position;
     frame.bytes = static_cast<std::uint32_t>(stored.bytes);
     frame.block_count = count;
+    frame.page_set = page_set;
     frame.fidelity = label.fidelity;
     frame.codec = stored.codec->id();
     for (std::uint8_t i = 0; i < count; ++i) {
@@ -417,7 +441,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
 void ManagerImpl::run_load(Lock& lock, const Job& job) {
   Frame& frame = frames_->frame(job.frame);
   const bool alive = frame.in_use && frame.generation == job.frame_generation;
-  const std::uint32_t layers = model_.groups[0].layer_count;
+  const PageSet& set = set_of(frame);
   std::array<SlotId, kMaxExtentBlocks> slots, targets;  // by block of the job, and of the frame
   slots.fill(SlotId::kNone);
   targets.fill(SlotId::kNone);
@@ -438,20 +462,25 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   ++frame.in_flight;
   update_frame(job.frame);
   const FrameLabel label = label_of(frame);
-  const ExtentShape shape = extent_shape(frame.block_count);
+  const ExtentShape shape = extent_shape(set, frame.block_count);
   const FrameKey key = frame.key;
   const Codec& codec = codec_for(frame);
 
   lock.unlock();
-  DecodeJob decode{
-      .frame = {}, .shape = shape, .label = label, .layer = 0, .layer_count = layers, .views = {}, .status = {}};
+  DecodeJob decode{.frame = {},
+                   .shape = shape,
+                   .label = label,
+                   .layer = 0,
+                   .layer_count = set.layer_count,
+                   .views = {},
+                   .status = {}};
   std::uint64_t read = 0;
   {
     const MemoryTier::Pin pin = host_->find(key);
     if (pin) {
       decode.frame = pin.bytes();
       read = decode.frame.size();
-      decode_slots(codec, decode, std::span(targets).first(shape.block_count), threads_);
+      decode_slots(codec, decode, set, std::span(targets).first(shape.block_count), threads_);
     } else {
       decode.status = Status(Code::kCorrupt, "the tier has lost the frame");
     }
@@ -526,7 +555,8 @@ Status ManagerImpl::wait_idle(std::int64_t timeout_ns) {
 Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t timeout_ns) {
   Lock lock(mutex_);
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
-  const auto fits = [&] { return blocks_needed(*seq, seq->tokens.size() + new_tokens).slots() <= available_slots(); };
+  const std::uint64_t total = seq->tokens.size() + new_tokens;
+  const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(); };
   run_deferred();
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
   for (int round = 0; round < 3; ++round) {
@@ -536,11 +566,10 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
     FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return fits() || !may_free_slots(); }));
   }
   if (fits()) return {};
-  return Status(
-      Code::kNoSpace,
-      fmt::format("wait_room: {} tokens need {} slots, {} are available, and live sequences hold "
-                  "the others; free a sequence or raise pool.budget or host.budget",
-                  new_tokens, blocks_needed(*seq, seq->tokens.size() + new_tokens).slots(), available_slots()));
+  return Status(Code::kNoSpace,
+                fmt::format("wait_room: {} tokens need {} slots, {} are available, and live sequences hold "
+                            "the others; free a sequence or raise pool.budget or host.budget",
+                            new_tokens, blocks_needed(*seq, total, total).slots(), available_slots()));
 }
 
 Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
@@ -558,7 +587,7 @@ Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
     if (pool_->state(SlotId{i}) != BlockPool::SlotState::kFree) continue;
     const Region& region = chunks_[(i - 1) / slots_per_chunk_].region;
     const std::uint64_t offset = slot_address(SlotId{i}) - region.address;
-    FIRN_ASSIGN(last_write_, device_->kernels().fill(region, offset, model_.block_bytes(), poison));
+    FIRN_ASSIGN(last_write_, device_->kernels().fill(region, offset, layout_.page_bytes, poison));
   }
   return emptied;
 }

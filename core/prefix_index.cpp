@@ -24,26 +24,31 @@ PrefixIndex::PrefixIndex(BlockPool& pool, std::uint32_t capacity) : pool_(pool),
 std::uint64_t PrefixIndex::metadata_bytes(std::uint32_t capacity) { return table_size(capacity) * sizeof(Entry); }
 
 // A key is uniform, so multiplying maps it onto any table size without a division.
-std::size_t PrefixIndex::home(const Key& key) const {
-  return static_cast<std::size_t>((static_cast<unsigned __int128>(word(key, 0)) * table_.size()) >> 64);
+// The page sets of one key are spread over the table.
+std::size_t PrefixIndex::home(const Key& key, PageSetId page_set) const {
+  const std::uint64_t spread = word(key, 0) ^ firn::index(page_set) * 0x9e3779b97f4a7c15ull;
+  return static_cast<std::size_t>((static_cast<unsigned __int128>(spread) * table_.size()) >> 64);
 }
 
-std::size_t PrefixIndex::slot_of(const Key& key) const {
+std::size_t PrefixIndex::slot_of(const Key& key, PageSetId page_set) const {
   const std::uint32_t tag = tag_of(key);
-  std::size_t at = home(key);
+  std::size_t at = home(key, page_set);
   while (table_[at].head != BlockId::kNone) {
-    if (table_[at].tag == tag && pool_.block(table_[at].head).key == key) return at;
+    if (table_[at].tag == tag) {
+      const Block& head = pool_.block(table_[at].head);
+      if (head.key == key && head.page_set == page_set) return at;
+    }
     if (++at == table_.size()) at = 0;
   }
   return at;
 }
 
-BlockId PrefixIndex::find(const Key& key) const { return table_[slot_of(key)].head; }
+BlockId PrefixIndex::find(const Key& key, PageSetId page_set) const { return table_[slot_of(key, page_set)].head; }
 
 void PrefixIndex::insert(BlockId id) {
   const Key& key = pool_.block(id).key;
   pool_.block(id).next_duplicate = BlockId::kNone;
-  Entry& entry = table_[slot_of(key)];
+  Entry& entry = table_[slot_of(key, pool_.block(id).page_set)];
   if (entry.head == BlockId::kNone) {
     FIRN_CHECK(key_count_ + 1 < table_.size());
     entry = {tag_of(key), id};
@@ -58,7 +63,7 @@ void PrefixIndex::insert(BlockId id) {
 
 void PrefixIndex::remove(BlockId id) {
   Block& block = pool_.block(id);
-  std::size_t at = slot_of(block.key);
+  std::size_t at = slot_of(block.key, block.page_set);
   FIRN_CHECK(table_[at].head != BlockId::kNone);
   const BlockId next = block.next_duplicate;
   block.next_duplicate = BlockId::kNone;
@@ -79,7 +84,8 @@ void PrefixIndex::remove(BlockId id) {
   const std::size_t size = table_.size();
   for (std::size_t probe = at + 1 == size ? 0 : at + 1; table_[probe].head != BlockId::kNone;
        probe = probe + 1 == size ? 0 : probe + 1) {
-    const std::size_t wanted = home(pool_.block(table_[probe].head).key);
+    const Block& follower = pool_.block(table_[probe].head);
+    const std::size_t wanted = home(follower.key, follower.page_set);
     const std::size_t distance_hole = (at + size - wanted) % size, distance_probe = (probe + size - wanted) % size;
     if (distance_hole <= distance_probe) {
       table_[at] = table_[probe];

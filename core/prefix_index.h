@@ -1,10 +1,10 @@
-// prefix_index.h: what a key maps to. Owns one truth: which blocks carry which key.
+// prefix_index.h: what a key maps to. Owns one truth: which blocks of which page set carry which key.
 //
 // Open addressing over (tag, block) pairs of 8 bytes at a load of at most 0.8; the key itself stays in the block's
 // record, which is read once a lookup, and a 32-bit tag keeps other records out of the cache. Deleting shifts back
-// instead of leaving tombstones, so the table never degrades. Blocks with equal keys (two sequences computed the same
-// tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the manager's lock. Memory:
-// create() allocates everything.
+// instead of leaving tombstones, so the table never degrades. Blocks of one page set with equal keys (two sequences
+// computed the same tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the
+// manager's lock. Memory: create() allocates everything.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,10 @@ class PrefixIndex {
   PrefixIndex(BlockPool& pool, std::uint32_t capacity);
   static std::uint64_t metadata_bytes(std::uint32_t capacity);
 
-  void insert(BlockId id);             // its key is set
-  void remove(BlockId id);             // ditto, and it is in here
-  BlockId find(const Key& key) const;  // the earliest block with this key; kNone: a miss
+  void insert(BlockId id);  // its key is set
+  void remove(BlockId id);  // ditto, and it is in here
+  // The earliest block of the page set with this key; kNone: a miss.
+  BlockId find(const Key& key, PageSetId page_set = PageSetId{0}) const;
   std::uint32_t key_count() const { return key_count_; }
   std::uint32_t duplicate_count() const { return duplicate_count_; }
   // For verify(): calls visit(head) for every key's chain.
@@ -39,8 +40,9 @@ class PrefixIndex {
     std::uint32_t tag = 0;
     BlockId head = BlockId::kNone;
   };
-  std::size_t home(const Key& key) const;
-  std::size_t slot_of(const Key& key) const;  // where it is, or the empty entry where it would go
+  std::size_t home(const Key& key, PageSetId page_set) const;
+  // Where it is, or the empty entry where it would go.
+  std::size_t slot_of(const Key& key, PageSetId page_set) const;
 
   BlockPool& pool_;
   std::vector<Entry> table_;

@@ -23,7 +23,7 @@ void ManagerImpl::update_candidate(BlockId id) {
        .parent = block.parent,
        .name_space = block.name_space,
        .position = block.position * kBlockTokens,
-       .bytes = model_.block_bytes(),
+       .bytes = set_of(block).block_bytes(),
        .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
        .live = live,
        .has_copy = block.frame != FrameId::kNone,
@@ -73,7 +73,8 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   Block& block = pool_->block(id);
   if (!block.full()) return;
   index_->remove(id);
-  if (reason != MissReason::kNone && index_->find(block.key) == BlockId::kNone) ghosts_->remember(block.key, reason);
+  if (reason != MissReason::kNone && index_->find(block.key, block.page_set) == BlockId::kNone)
+    ghosts_->remember(block.key, reason);
   block.key = {};
 }
 
@@ -181,7 +182,7 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
       lose_block(block_id);
     }
   }
-  host_raw_bytes_ -= extent_shape(frame.block_count).raw_bytes();
+  host_raw_bytes_ -= extent_shape(set_of(frame), frame.block_count).raw_bytes();
   host_->erase(frame.key);
   frames_->drop(id);
 }
@@ -191,9 +192,11 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
 void ManagerImpl::lose_block(BlockId id) {
   pool_->block(id).lost = true;
   forget_key(id, MissReason::kLoadFailed);
-  for (auto& [number, seq] : sequences_)
-    for (std::uint32_t i = 0; i < seq->blocks.size(); ++i)
-      if (seq->blocks[i] == id) seq->lost_from = std::min(seq->lost_from, i);
+  for (auto& [number, seq] : sequences_) {
+    const std::vector<BlockId>& blocks = seq->tables[firn::index(pool_->block(id).page_set)].blocks;
+    for (std::uint32_t i = 0; i < blocks.size(); ++i)
+      if (blocks[i] == id) seq->lost_from = std::min(seq->lost_from, i);
+  }
 }
 
 bool ManagerImpl::make_record_room() {

@@ -16,6 +16,8 @@ std::uint32_t blocks_for(std::uint64_t tokens) {
   return static_cast<std::uint32_t>((tokens + kBlockTokens - 1) / kBlockTokens);
 }
 
+bool is_windowed(const PageSet& set) { return set.kind == GroupKind::kSlidingWindow || set.kind == GroupKind::kState; }
+
 }  // namespace
 
 Sequence* ManagerImpl::find_sequence(SeqId id) {
@@ -55,7 +57,7 @@ Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   const std::uint64_t room = std::min(most, least + std::min<std::uint64_t>(least, 4096));
   FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, sequence_bytes(room)));
   seq.tokens.reserve(room);
-  seq.blocks.reserve(room / kBlockTokens + 2);
+  for (Table& table : seq.tables) table.blocks.reserve(room / kBlockTokens + 2);
   seq.charge = std::move(charge);
   return {};
 }
@@ -67,7 +69,8 @@ Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
   auto seq = std::make_unique<Sequence>();
   seq->id = SeqId{next_seq_++};
   seq->name_space = name_space;
-  seq->store_next = sink_blocks();
+  seq->tables.resize(layout_.sets.size());
+  for (Table& table : seq->tables) table.store_next = sink_blocks();
   Sequence* made = seq.get();
   sequences_.emplace(index(made->id), std::move(seq));
   return made;
@@ -98,63 +101,150 @@ void ManagerImpl::release(BlockId id, bool hot, bool forget) {
 }
 
 void ManagerImpl::move_window(Sequence& seq) {
-  const std::uint32_t to = std::min(hot_first(seq.tokens.size()), static_cast<std::uint32_t>(seq.blocks.size()));
+  const std::uint32_t to = std::min(hot_first(seq.tokens.size()), seq.block_count());
   const std::uint32_t from = seq.hot_first;
   seq.hot_first = to;
-  for (std::uint32_t i = std::max(std::min(from, to), sink_blocks()); i < std::max(from, to); ++i) {
-    Block& block = pool_->block(seq.blocks[i]);
-    if (to > from) {
-      FIRN_CHECK(block.hot_refs > 0);
-      --block.hot_refs;
-    } else {
-      ++block.hot_refs;
+  for (std::uint32_t i = std::max(std::min(from, to), sink_blocks()); i < std::max(from, to); ++i)
+    for (const Table& table : seq.tables) {
+      if (table.blocks[i] == BlockId::kNone) continue;
+      Block& block = pool_->block(table.blocks[i]);
+      if (to > from) {
+        FIRN_CHECK(block.hot_refs > 0);
+        --block.hot_refs;
+      } else {
+        ++block.hot_refs;
+      }
+      update_candidate(table.blocks[i]);
     }
-    update_candidate(seq.blocks[i]);
+}
+
+std::uint32_t ManagerImpl::first_needed(const PageSet& set, std::uint64_t tokens) {
+  switch (set.kind) {
+    case GroupKind::kSlidingWindow:  // the next token sees window - 1 tokens before itself
+      return static_cast<std::uint32_t>((tokens - std::min<std::uint64_t>(tokens, set.window - 1)) / kBlockTokens);
+    case GroupKind::kState:  // the newest state, which is in the block of the last token
+      return tokens == 0 ? 0 : static_cast<std::uint32_t>((tokens - 1) / kBlockTokens);
+    case GroupKind::kFull:
+    case GroupKind::kLatent:
+      break;
   }
+  return 0;
+}
+
+// A recurrent state is kept where a step ends and at the last whole block before, which others may find; not at every
+// block that a long step passes.
+bool ManagerImpl::takes_block(const PageSet& set, std::uint32_t block, std::uint64_t certain, std::uint64_t tokens) {
+  if (set.kind != GroupKind::kState) return true;
+  return block + 1 >= certain / kBlockTokens && block < blocks_for(tokens);
+}
+
+void ManagerImpl::slide_out(Sequence& seq) {
+  if (!windowed_) return;
+  for (std::size_t s = 0; s < seq.tables.size(); ++s) {
+    Table& table = seq.tables[s];
+    const std::uint32_t needed =
+        std::min(first_needed(layout_.sets[s], seq.tokens.size()), static_cast<std::uint32_t>(table.blocks.size()));
+    for (; table.first_held < needed; ++table.first_held) {
+      const BlockId id = std::exchange(table.blocks[table.first_held], BlockId::kNone);
+      if (id != BlockId::kNone) release(id, is_hot(seq, table.first_held), /*forget=*/false);
+    }
+  }
+}
+
+BlockId ManagerImpl::best_block(const Key& key, PageSetId page_set, Fidelity min_fidelity, bool& any) const {
+  // Of blocks with the same key that are good enough, one with its bytes in a slot is the cheapest.
+  BlockId best = BlockId::kNone;
+  for (BlockId id = index_->find(key, page_set); id != BlockId::kNone; id = pool_->block(id).next_duplicate) {
+    any = true;
+    if (pool_->block(id).fidelity > min_fidelity) continue;
+    if (best == BlockId::kNone) best = id;
+    if (pool_->block(id).slot != SlotId::kNone) return id;
+  }
+  return best;
+}
+
+std::uint32_t ManagerImpl::resume_point(const Found& found) const {
+  std::uint32_t point = found.block_count();
+  for (bool moved = windowed_; moved;) {  // each page set may only lower it
+    moved = false;
+    for (std::size_t s = 0; s < found.tables.size(); ++s) {
+      if (!is_windowed(layout_.sets[s])) continue;
+      // The window that ends at the point, from its end: a hole ends every window that has it, so go before it.
+      std::uint32_t from = first_needed(layout_.sets[s], std::uint64_t{point} * kBlockTokens);
+      for (std::uint32_t i = point; i > from;) {
+        if (found.tables[s][--i] != BlockId::kNone) continue;
+        point = i;
+        from = first_needed(layout_.sets[s], std::uint64_t{point} * kBlockTokens);
+        moved = true;
+      }
+    }
+  }
+  return point;
 }
 
 // The longest chain of full blocks that somebody has, short of the last token.
 ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const KeyChain& chain,
                                             Fidelity min_fidelity) const {
   Found found;
+  found.tables.resize(layout_.sets.size());
   if (tokens.empty()) return found;
   const std::size_t usable = (tokens.size() - 1) / kBlockTokens;
+  const bool all_windowed =
+      std::all_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) { return is_windowed(set); });
+  std::uint32_t run = 0;  // blocks that every page set without a window has
+  std::vector<MissReason> holes;
   Key parent{};
   for (std::size_t i = 0; i < usable; ++i) {
-    const Key key = chain.next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
-    // Of blocks with the same key that are good enough, one with its bytes in a slot is the cheapest.
-    const BlockId any = index_->find(key);
-    BlockId id = BlockId::kNone;
-    for (BlockId other = any; other != BlockId::kNone; other = pool_->block(other).next_duplicate) {
-      if (pool_->block(other).fidelity > min_fidelity) continue;
-      if (id == BlockId::kNone) id = other;
-      if (pool_->block(other).slot == SlotId::kNone) continue;
-      id = other;
-      break;
+    parent = chain.next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
+    bool ends = false, any_set = false;
+    MissReason hole = MissReason::kNone;
+    for (std::uint8_t s = 0; s < found.tables.size(); ++s) {
+      bool any = false;
+      const BlockId id = best_block(parent, PageSetId{s}, min_fidelity, any);
+      any_set = any_set || id != BlockId::kNone;
+      ends = ends || (id == BlockId::kNone && !is_windowed(layout_.sets[s]));
+      found.tables[s].push_back(id);
+      if (id == BlockId::kNone && hole == MissReason::kNone)
+        hole = any ? MissReason::kFidelity : ghosts_->reason(parent);
     }
-    if (id == BlockId::kNone) {
-      found.match.first_miss = any == BlockId::kNone ? ghosts_->reason(key) : MissReason::kFidelity;
-      break;
-    }
-    found.blocks.push_back(id);
-    parent = key;
+    if (windowed_ || ends) holes.push_back(hole);
+    if (ends) break;
+    if (any_set || !all_windowed) run = static_cast<std::uint32_t>(i) + 1;
   }
-  if (found.blocks.size() == usable) found.match.first_miss = MissReason::kPartialTail;
-  found.match.tokens_found = static_cast<std::uint32_t>(found.blocks.size()) * kBlockTokens;
+  for (std::vector<BlockId>& table : found.tables) table.resize(run);
+  found.match.tokens_full = run * kBlockTokens;
+  if (windowed_) cut_to_windows(found);
+  const std::uint32_t point = found.block_count();
+  found.match.first_miss = point == usable ? MissReason::kPartialTail : windowed_ ? holes[point] : holes.back();
+  if (point < run && found.match.first_miss == MissReason::kNeverStored) found.match.first_miss = MissReason::kGroup;
+  found.match.tokens_found = found.block_count() * kBlockTokens;
   if (lossy_ && config_.protect.tail == "recompute") recompute_tail(found);
-  for (const BlockId id : found.blocks)
-    (pool_->block(id).slot != SlotId::kNone ? found.match.tokens_on_device : found.match.tokens_on_host) +=
-        kBlockTokens;
-  found.match.tokens = found.match.recompute_from = static_cast<std::uint32_t>(found.blocks.size()) * kBlockTokens;
+  for (std::uint32_t i = 0; i < found.block_count(); ++i) {
+    const bool on_device = std::all_of(found.tables.begin(), found.tables.end(), [&](const auto& table) {
+      return table[i] == BlockId::kNone || pool_->block(table[i]).slot != SlotId::kNone;
+    });
+    (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += kBlockTokens;
+  }
+  found.match.tokens = found.match.recompute_from = found.block_count() * kBlockTokens;
   return found;
+}
+
+// Leaves what every page set can go on from; what a window does not reach is the null block.
+void ManagerImpl::cut_to_windows(Found& found) const {
+  const std::uint32_t point = resume_point(found);
+  for (std::size_t s = 0; s < found.tables.size(); ++s) {
+    found.tables[s].resize(point);
+    const std::uint32_t needed = first_needed(layout_.sets[s], std::uint64_t{point} * kBlockTokens);
+    std::fill_n(found.tables[s].begin(), needed, BlockId::kNone);
+  }
 }
 
 // The window of a matched prefix is where the next token looks most, and a live sequence's window is never lossy.
 void ManagerImpl::recompute_tail(Found& found) const {
   for (std::size_t i = std::max<std::size_t>(hot_first(found.match.tokens_found), sink_blocks());
-       i < found.blocks.size(); ++i) {
-    if (!pool_->block(found.blocks[i]).coded) continue;
-    found.blocks.resize(i);
+       i < found.block_count(); ++i) {
+    if (!pool_->block(found.tables[0][i]).coded) continue;
+    found.tables[0].resize(i);
     found.match.first_miss = MissReason::kFidelity;
     return;
   }
@@ -163,14 +253,14 @@ void ManagerImpl::recompute_tail(Found& found) const {
 bool ManagerImpl::attends_lossy(const Sequence& seq, std::uint32_t blocks) const {
   if (!lossy_) return false;
   for (std::uint32_t i = 0; i < blocks; ++i)
-    if (pool_->block(seq.blocks[i]).fidelity != Fidelity::kExact) return true;
+    if (pool_->block(seq.tables[0].blocks[i]).fidelity != Fidelity::kExact) return true;
   return false;
 }
 
 bool ManagerImpl::held_exact(BlockId id) const {
   const std::uint32_t position = pool_->block(id).position;
   for (const auto& [number, seq] : sequences_)
-    if (seq->exact && position < seq->blocks.size() && seq->blocks[position] == id) return true;
+    if (seq->exact && position < seq->block_count() && seq->tables[0].blocks[position] == id) return true;
   return false;
 }
 
@@ -192,6 +282,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   if (options.read_cache) {
     found = find_prefix(tokens, namespaces_[name_space].chain, options.min_fidelity);
   } else {
+    found.tables.resize(layout_.sets.size());
     found.match.first_miss = MissReason::kNotRead;
   }
   FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
@@ -200,15 +291,20 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     return status;
   }
   seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
-  seq->blocks = found.blocks;
   seq->hot_first = hot_first(found.match.tokens);
   seq->exact = options.min_fidelity == Fidelity::kExact;
   // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
-  if (lossy_) seq->store_next = std::max(seq->store_next, static_cast<std::uint32_t>(seq->blocks.size()));
-  for (std::uint32_t i = 0; i < seq->blocks.size(); ++i) add_ref(seq->blocks[i], is_hot(*seq, i));
+  for (std::size_t s = 0; s < seq->tables.size(); ++s) {
+    Table& table = seq->tables[s];
+    table.blocks.assign(found.tables[s].begin(), found.tables[s].end());  // assign: its room is reserved
+    table.first_held = std::min(first_needed(layout_.sets[s], found.match.tokens), found.block_count());
+    if (lossy_) table.store_next = std::max(table.store_next, found.block_count());
+    for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i) add_ref(table.blocks[i], is_hot(*seq, i));
+  }
+  seq->last_key = last_key(*seq);
   announce_misses(*seq, tokens);
 
-  const std::uint64_t queried = blocks_for(tokens.size()), hits = found.blocks.size();
+  const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
   counters_.prefix_cache_queries += queried;
   counters_.prefix_cache_hits += hits;
   counters_.hits_device += found.match.tokens_on_device / kBlockTokens;
@@ -234,8 +330,8 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
 void ManagerImpl::announce_misses(const Sequence& seq, std::span<const TokenId> tokens) {
   if (!slot_policy_->wants_misses()) return;
   const KeyChain& chain = namespaces_[seq.name_space].chain;
-  Key key = seq.blocks.empty() ? Key{} : pool_->block(seq.blocks.back()).key;
-  for (std::size_t i = seq.blocks.size(); i < tokens.size() / kBlockTokens; ++i) {
+  Key key = seq.last_key;
+  for (std::size_t i = seq.block_count(); i < tokens.size() / kBlockTokens; ++i) {
     key = chain.next(key, tokens.subspan(i * kBlockTokens, kBlockTokens));
     slot_policy_->on_miss(policy_name(key), clock_());
   }
@@ -249,12 +345,20 @@ bool ManagerImpl::must_copy(BlockId id) const {
          block.in_flight != 0;
 }
 
-ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t tokens) const {
+ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const {
   Need need;
-  const std::uint32_t total = blocks_for(tokens), have = static_cast<std::uint32_t>(seq.blocks.size());
-  need.blocks = total > have ? total - have : 0;
-  const std::uint32_t tail = seq.committed_blocks();
-  need.copy = tokens > seq.tokens.size() && tail < have && must_copy(seq.blocks[tail]);
+  const std::uint32_t total = blocks_for(tokens), have = seq.block_count(), tail = seq.committed_blocks();
+  for (std::size_t s = 0; s < seq.tables.size(); ++s) {
+    if (layout_.sets[s].kind != GroupKind::kState) {
+      need.blocks += total > have ? total - have : 0;
+    } else {
+      for (std::uint32_t i = std::min(tail, have); i < total; ++i)
+        need.blocks += (i >= have || seq.tables[s].blocks[i] == BlockId::kNone) &&
+                       takes_block(layout_.sets[s], i, certain, tokens);
+    }
+    need.copies += tokens > seq.tokens.size() && tail < have && seq.tables[s].blocks[tail] != BlockId::kNone &&
+                   must_copy(seq.tables[s].blocks[tail]);
+  }
   return need;
 }
 
@@ -267,44 +371,61 @@ std::uint64_t ManagerImpl::tokens_that_fit(std::span<const StepRequest> requests
   std::uint64_t tokens = 0;
   for (const StepRequest& request : requests) {
     const Sequence& seq = *find_sequence(request.seq);
-    const Need need = blocks_needed(seq, seq.tokens.size() + request.new_tokens);
+    const std::uint64_t total = seq.tokens.size() + request.new_tokens;
+    const Need need = blocks_needed(seq, total, total);
     if (need.slots() <= slots) {
       slots -= need.slots();
       tokens += request.new_tokens;
-    } else if (!need.copy || slots != 0) {  // a tail that has to be copied first takes a slot and brings no room
-      slots -= need.copy ? 1 : 0;
-      tokens += seq.blocks.size() * kBlockTokens - seq.tokens.size() + slots * kBlockTokens;
+    } else if (need.copies <= slots) {  // tails that have to be copied first take slots and bring no room
+      slots -= need.copies;
+      const std::uint64_t room = seq.block_count() * kBlockTokens - seq.tokens.size();
+      tokens += std::min<std::uint64_t>(request.new_tokens, room + slots / seq.tables.size() * kBlockTokens);
       slots = 0;
     }
   }
   return tokens;
 }
 
+// Slots that pressing cold blocks, or a fence that passes, may still give.
+std::uint64_t ManagerImpl::movable_slots() const {
+  std::uint64_t movable = 0;
+  if (host_)
+    for (const auto& [number, seq] : sequences_)
+      for (const Table& table : seq->tables)
+        for (std::uint32_t i = std::max(sink_blocks(), table.first_held); i < pressable(*seq, table); ++i) {
+          if (table.blocks[i] == BlockId::kNone) continue;
+          const Block& block = pool_->block(table.blocks[i]);
+          movable += block.slot != SlotId::kNone && !block.candidate && block.hot_refs == 0;
+        }
+  for (const Deferred& deferred : deferred_)
+    for (const Table& table : deferred.tables) movable += table.blocks.size() - table.first_held;
+  return movable;
+}
+
 Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) const {
   Lock lock(mutex_);
   StepPlan plan;
-  std::uint64_t wanted = 0, cold_blocks = 0, movable = 0;
+  std::uint64_t wanted = 0, cold_bytes = 0, movable = 0;
   for (const StepRequest& request : requests) {
     const Sequence* seq = find_sequence(request.seq);
     if (!seq)
       return Status(Code::kInvalidArgument, fmt::format("plan_step: sequence {} does not exist", index(request.seq)));
-    plan.blocks_needed += blocks_needed(*seq, seq->tokens.size() + request.new_tokens).slots();
+    plan.blocks_needed +=
+        blocks_needed(*seq, seq->tokens.size() + request.new_tokens, seq->tokens.size() + request.new_tokens).slots();
     wanted += request.new_tokens;
-    for (const BlockId id : seq->blocks) cold_blocks += pool_->block(id).slot == SlotId::kNone;
+    for (std::size_t s = 0; s < seq->tables.size(); ++s)
+      for (const BlockId id : seq->tables[s].blocks)
+        if (id != BlockId::kNone && pool_->block(id).slot == SlotId::kNone)
+          cold_bytes += kBlockTokens * layout_.sets[s].kv.token_bytes();
   }
-  if (host_)
-    for (const auto& [number, seq] : sequences_)
-      for (std::uint32_t i = sink_blocks(); i < pressable(*seq); ++i) {
-        const Block& block = pool_->block(seq->blocks[i]);
-        movable += block.slot != SlotId::kNone && !block.candidate && block.hot_refs == 0;
-      }
-  for (const Deferred& deferred : deferred_) movable += deferred.blocks.size();
-  plan.staging_bytes = cold_blocks * kBlockTokens * model_.groups[0].kv.token_bytes();
-  plan.workspace_bytes = workspace_.bytes;
-  const auto limit = [&](std::uint64_t slots) {
-    return static_cast<std::uint32_t>(std::min<std::uint64_t>(max_rows_, tokens_that_fit(requests, slots)));
-  };
   const std::uint64_t slots = available_slots();
+  // What could move is counted only where what is there does not do: it takes a walk over all that lives.
+  if (tokens_that_fit(requests, slots) < wanted) movable = movable_slots();
+  plan.staging_bytes = cold_bytes;
+  plan.workspace_bytes = workspace_.bytes;
+  const auto limit = [&](std::uint64_t room) {
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(max_rows_, tokens_that_fit(requests, room)));
+  };
   plan.chunk_limit = limit(slots);
   plan.chunk_limit_moved = limit(slots + movable);
   if (plan.chunk_limit == 0 && wanted != 0)
@@ -317,7 +438,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   return plan;
 }
 
-Result<BlockId> ManagerImpl::make_block(const Sequence& seq, std::uint32_t position) {
+Result<BlockId> ManagerImpl::make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position) {
   const SlotId slot = take_slot();
   if (slot == SlotId::kNone || !make_record_room()) {
     if (slot != SlotId::kNone) pool_->put_free_slot(slot, /*at_head=*/true);
@@ -327,21 +448,23 @@ Result<BlockId> ManagerImpl::make_block(const Sequence& seq, std::uint32_t posit
   Block& block = pool_->block(id);
   block.position = position;
   block.name_space = seq.name_space;
-  if (position != 0 && position <= seq.blocks.size()) block.parent = seq.blocks[position - 1];
+  block.page_set = page_set;
+  const std::vector<BlockId>& table = seq.tables[index(page_set)].blocks;
+  if (position != 0 && position <= table.size()) block.parent = table[position - 1];
   pool_->bind(slot, id);
   return id;
 }
 
 Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   if (!bytes_) return {};
-  const std::uint32_t layers = model_.groups[0].layer_count;
   const Block& source = pool_->block(from);
+  const PageSet& set = set_of(source);
   const SlotId slot = pool_->block(to).slot;
   if (source.slot != SlotId::kNone) {
     std::vector<CopyItem> items;
-    for (std::uint32_t layer = 0; layer < layers; ++layer)
-      items.push_back({slot_view(source.slot, layer), slot_view(slot, layer), tokens});
-    FIRN_ASSIGN(last_write_, device_->kernels().copy({model_.groups[0].kv, items}));
+    for (std::uint32_t layer = 0; layer < set.layer_count; ++layer)
+      items.push_back({slot_view(set, source.slot, layer), slot_view(set, slot, layer), tokens});
+    FIRN_ASSIGN(last_write_, device_->kernels().copy({set.kv, items}));
     return {};
   }
   // Its bytes are in a frame: decode that one block straight into the new slot.
@@ -354,14 +477,28 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   slots.fill(SlotId::kNone);
   slots[source.frame_index] = slot;
   DecodeJob job{.frame = pin.bytes(),
-                .shape = extent_shape(frame.block_count),
+                .shape = extent_shape(set, frame.block_count),
                 .label = label_of(frame),
                 .layer = 0,
-                .layer_count = layers,
+                .layer_count = set.layer_count,
                 .views = {},
                 .status = {}};
-  decode_slots(codec_for(frame), job, std::span(slots).first(frame.block_count), threads_);
+  decode_slots(codec_for(frame), job, set, std::span(slots).first(frame.block_count), threads_);
   return job.status;
+}
+
+Status ManagerImpl::refuse_allocation(std::uint32_t slots) {
+  ++counters_.allocations_refused;
+  press_cold();
+  if (may_free_slots())
+    return Status(Code::kUnavailable,
+                  fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way to the host, or "
+                              "the fence of a freed sequence has not passed: pump() or wait_room(), then again",
+                              slots, available_slots()));
+  return Status(Code::kNoSpace,
+                fmt::format("allocate: {} slots needed, {} available, and live sequences hold the others; free a "
+                            "sequence or raise pool.budget{}",
+                            slots, available_slots(), host_ ? " or host.budget" : ""));
 }
 
 Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new_tokens, std::uint32_t lookahead) {
@@ -372,62 +509,88 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
     return Status(Code::kCorrupt,
                   fmt::format("allocate: sequence {} lost what follows its first {} tokens; rewind to them", index(id),
                               std::uint64_t{seq->lost_from} * kBlockTokens));
-  const std::uint64_t total = seq->tokens.size() + std::uint64_t{new_tokens} + lookahead;
-  const Need need = blocks_needed(*seq, total);
-  if (need.slots() > available_slots()) {
-    ++counters_.allocations_refused;
-    press_cold();
-    if (may_free_slots())
-      return Status(Code::kUnavailable,
-                    fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way to the host, or "
-                                "the fence of a freed sequence has not passed: pump() or wait_room(), then again",
-                                need.slots(), available_slots()));
-    return Status(
-        Code::kNoSpace,
-        fmt::format("allocate: {} slots needed, {} available, and live sequences hold the others; free a sequence "
-                    "or raise pool.budget{}",
-                    need.slots(), available_slots(), host_ ? " or host.budget" : ""));
-  }
+  const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
+  const Need need = blocks_needed(*seq, certain, total);
+  if (need.slots() > available_slots()) return refuse_allocation(need.slots());
   FIRN_TRY(reserve_tokens(*seq, total));
 
   std::vector<CopyOrder> orders;
-  const std::uint32_t had = static_cast<std::uint32_t>(seq->blocks.size()), tail = seq->committed_blocks();
-  BlockId copied = BlockId::kNone;  // held until nothing can fail any more
-  const auto undo = [&] {
-    while (seq->blocks.size() > had) {
-      const BlockId last = seq->blocks.back();
-      seq->blocks.pop_back();
-      release(last, /*hot=*/true, /*forget=*/true);
-    }
-    if (copied == BlockId::kNone) return;
-    release(std::exchange(seq->blocks[tail], copied), is_hot(*seq, tail), /*forget=*/true);
+  std::vector<BlockId> copied;  // tails that were copied, by page set; held until nothing can fail any more
+  const std::uint32_t had = seq->block_count(), tail = seq->committed_blocks();
+  std::vector<BlockId*> filled;  // entries that were the null block
+  const auto undo = [&](const Status& status) {
+    for (std::size_t s = seq->tables.size(); s-- > 0;)
+      for (std::vector<BlockId>& blocks = seq->tables[s].blocks; blocks.size() > had;) {
+        const BlockId last = blocks.back();
+        blocks.pop_back();
+        if (last != BlockId::kNone) release(last, /*hot=*/true, /*forget=*/true);
+      }
+    for (BlockId* entry : filled) release(std::exchange(*entry, BlockId::kNone), /*hot=*/true, /*forget=*/true);
+    for (std::size_t s = 0; s < copied.size(); ++s)
+      if (copied[s] != BlockId::kNone)
+        release(std::exchange(seq->tables[s].blocks[tail], copied[s]), is_hot(*seq, tail), /*forget=*/true);
+    return status;
   };
-  if (need.copy) {
-    const std::uint32_t tokens = static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
-    const BlockId from = seq->blocks[tail];
-    FIRN_ASSIGN(const BlockId to, make_block(*seq, tail));
-    add_ref(to, is_hot(*seq, tail));
-    if (const Status status = copy_block(from, to, tokens); !status.ok()) {
-      release(to, is_hot(*seq, tail), /*forget=*/true);
-      return status;
+  if (need.copies != 0) copied.resize(seq->tables.size(), BlockId::kNone);
+  for (std::uint8_t s = 0; s < copied.size(); ++s) {
+    const BlockId from = seq->tables[s].blocks[tail];
+    if (from == BlockId::kNone || !must_copy(from)) continue;
+    // A state is one thing, not rows of tokens.
+    const std::uint32_t tokens = layout_.sets[s].kind == GroupKind::kState
+                                     ? kBlockTokens
+                                     : static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
+    const Result<BlockId> to = make_block(*seq, PageSetId{s}, tail);
+    if (!to.ok()) return undo(to.status());
+    add_ref(*to, is_hot(*seq, tail));
+    if (const Status status = copy_block(from, *to, tokens); !status.ok()) {
+      release(*to, is_hot(*seq, tail), /*forget=*/true);
+      return undo(status);
     }
-    orders.push_back({pool_->block(from).slot, pool_->block(to).slot, tokens});
-    copied = std::exchange(seq->blocks[tail], to);
+    orders.push_back({pool_->block(from).slot, pool_->block(*to).slot, tokens, PageSetId{s}});
+    copied[s] = std::exchange(seq->tables[s].blocks[tail], *to);
   }
-  for (std::uint32_t i = 0; i < need.blocks; ++i) {
-    const Result<BlockId> made = make_block(*seq, static_cast<std::uint32_t>(seq->blocks.size()));
-    if (!made.ok()) {
-      undo();
-      return made.status();
+  const std::uint32_t blocks = std::max(had, blocks_for(total));
+  for (std::uint8_t s = 0; s < seq->tables.size(); ++s) {
+    Table& table = seq->tables[s];
+    const PageSet& set = layout_.sets[s];
+    for (std::uint32_t i = set.kind == GroupKind::kState ? std::min(tail, had) : had; i < blocks; ++i) {
+      const bool hole = i < had;
+      if ((hole && table.blocks[i] != BlockId::kNone) || !takes_block(set, i, certain, total)) {
+        if (!hole) table.blocks.push_back(BlockId::kNone);
+        continue;
+      }
+      const Result<BlockId> made = make_block(*seq, PageSetId{s}, i);
+      if (!made.ok()) return undo(made.status());
+      add_ref(*made, /*hot=*/true);  // it is behind the committed tokens
+      if (hole) {
+        table.blocks[i] = *made;
+        filled.push_back(&table.blocks[i]);
+      } else {
+        table.blocks.push_back(*made);
+      }
     }
-    add_ref(*made, /*hot=*/true);  // it is behind the committed tokens
-    seq->blocks.push_back(*made);
   }
-  if (copied != BlockId::kNone) {
+  for (const BlockId block : copied) {
+    if (block == BlockId::kNone) continue;
     ++counters_.copy_on_writes;
-    release(copied, is_hot(*seq, tail), /*forget=*/false);
+    release(block, is_hot(*seq, tail), /*forget=*/false);
   }
   return orders;
+}
+
+Status ManagerImpl::check_commit(const Sequence& seq, std::uint64_t total) const {
+  if (total == seq.tokens.size()) return {};
+  const std::uint32_t first = seq.committed_blocks(), last = static_cast<std::uint32_t>((total - 1) / kBlockTokens);
+  for (const Table& table : seq.tables) {
+    if (seq.lost_from != ~0u || (table.blocks[first] != BlockId::kNone && must_copy(table.blocks[first])))
+      return Status(Code::kInvalidArgument, "commit: the sequence's last block is shared or was lost; allocate first");
+    if (table.blocks[last] == BlockId::kNone)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("commit: no block was allocated for the recurrent state after {} tokens; commit what "
+                                "was allocated, and give allocate() what may be discarded as lookahead",
+                                total));
+  }
+  return {};
 }
 
 Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
@@ -437,25 +600,30 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   if (total > config_.max_sequence_tokens)
     return Status(Code::kInvalidArgument, fmt::format("commit: {} tokens are more than max_sequence_tokens = {}", total,
                                                       config_.max_sequence_tokens));
-  if (total > seq->blocks.size() * kBlockTokens)
+  if (total > std::uint64_t{seq->block_count()} * kBlockTokens)
     return Status(Code::kInvalidArgument,
                   fmt::format("commit: {} tokens after {} do not fit the {} allocated; allocate first", tokens.size(),
-                              seq->tokens.size(), seq->blocks.size() * kBlockTokens));
+                              seq->tokens.size(), std::uint64_t{seq->block_count()} * kBlockTokens));
   const std::uint32_t first = seq->committed_blocks();
-  if (!tokens.empty() && (seq->lost_from != ~0u || must_copy(seq->blocks[first])))
-    return Status(Code::kInvalidArgument, "commit: the sequence's last block is shared or was lost; allocate first");
+  FIRN_TRY(check_commit(*seq, total));
   seq->tokens.insert(seq->tokens.end(), tokens.begin(), tokens.end());
   const KeyChain& chain = namespaces_[seq->name_space].chain;
   const bool derived = attends_lossy(*seq, first);
+  Key key = seq->last_key;
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
-    Block& block = pool_->block(seq->blocks[i]);
-    if (derived) block.fidelity = Fidelity::kDerived;
-    const Key parent = i == 0 ? Key{} : pool_->block(seq->blocks[i - 1]).key;
-    block.key = chain.next(parent, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
-    block.parent = i == 0 ? BlockId::kNone : seq->blocks[i - 1];
-    index_->insert(seq->blocks[i]);
+    key = chain.next(key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+    for (const Table& table : seq->tables) {
+      if (table.blocks[i] == BlockId::kNone) continue;
+      Block& block = pool_->block(table.blocks[i]);
+      if (derived) block.fidelity = Fidelity::kDerived;
+      block.key = key;
+      block.parent = i == 0 ? BlockId::kNone : table.blocks[i - 1];
+      index_->insert(table.blocks[i]);
+    }
   }
+  seq->last_key = key;
   move_window(*seq);
+  slide_out(*seq);
   queue_cold(*seq, /*ending=*/false);
   return {};
 }
@@ -471,12 +639,19 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   }
   child->tokens.assign(parent->tokens.begin(), parent->tokens.end());
   const std::uint32_t shared = blocks_for(parent->tokens.size());
-  child->blocks.assign(parent->blocks.begin(), parent->blocks.begin() + shared);
   child->hot_first = std::min(parent->hot_first, shared);
-  child->store_next = parent->store_next;
   child->lost_from = parent->lost_from;
   child->exact = parent->exact;
-  for (std::uint32_t i = 0; i < shared; ++i) add_ref(child->blocks[i], is_hot(*child, i));
+  child->last_key = parent->last_key;
+  for (std::size_t s = 0; s < child->tables.size(); ++s) {
+    Table& table = child->tables[s];
+    const Table& from = parent->tables[s];
+    table.blocks.assign(from.blocks.begin(), from.blocks.begin() + shared);
+    table.store_next = from.store_next;
+    table.first_held = std::min(from.first_held, shared);
+    for (std::uint32_t i = table.first_held; i < shared; ++i)
+      if (table.blocks[i] != BlockId::kNone) add_ref(table.blocks[i], is_hot(*child, i));
+  }
   return child->id;
 }
 
@@ -490,29 +665,91 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
   if (keep > seq->lost_from)
     return Status(Code::kInvalidArgument, fmt::format("rewind: only the first {} tokens are left",
                                                       std::uint64_t{seq->lost_from} * kBlockTokens));
-  while (seq->blocks.size() > keep) {
-    const std::uint32_t last = static_cast<std::uint32_t>(seq->blocks.size()) - 1;
-    const BlockId dropped = seq->blocks.back();
-    const bool hot = is_hot(*seq, last);
-    seq->blocks.pop_back();
-    release(dropped, hot, /*forget=*/true);
-  }
+  FIRN_TRY(reach_back(*seq, n));
+  for (std::size_t s = seq->tables.size(); s-- > 0;)
+    for (std::vector<BlockId>& blocks = seq->tables[s].blocks; blocks.size() > keep;) {
+      const std::uint32_t last = static_cast<std::uint32_t>(blocks.size()) - 1;
+      const BlockId dropped = blocks.back();
+      const bool hot = is_hot(*seq, last);
+      blocks.pop_back();
+      if (dropped != BlockId::kNone) release(dropped, hot, /*forget=*/true);
+    }
   seq->hot_first = std::min(seq->hot_first, keep);
   seq->tokens.resize(n);
-  // The kept part of a full block is not that block any more.
-  if (n % kBlockTokens != 0 && pool_->block(seq->blocks[keep - 1]).refs == 1) {
-    forget_key(seq->blocks[keep - 1], MissReason::kNone);
-    update_candidate(seq->blocks[keep - 1]);
+  for (Table& table : seq->tables) {
+    table.first_held = std::min(table.first_held, keep);
+    // The kept part of a full block is not that block any more.
+    if (n % kBlockTokens == 0 || table.blocks[keep - 1] == BlockId::kNone) continue;
+    if (pool_->block(table.blocks[keep - 1]).refs != 1) continue;
+    forget_key(table.blocks[keep - 1], MissReason::kNone);
+    update_candidate(table.blocks[keep - 1]);
   }
   move_window(*seq);
-  seq->store_next = std::min(seq->store_next, std::max(sink_blocks(), seq->committed_blocks()));
+  seq->last_key = last_key(*seq);
+  for (Table& table : seq->tables)
+    table.store_next = std::min(table.store_next, std::max(sink_blocks(), seq->committed_blocks()));
   seq->lost_from = ~0u;
   return {};
 }
 
-void ManagerImpl::release_blocks(std::span<const BlockId> blocks, std::uint32_t first_hot) {
-  for (std::size_t i = blocks.size(); i-- > 0;)  // the tail first, so that a prefix outlives its suffix
-    release(blocks[i], i < sink_blocks() || i >= first_hot, /*forget=*/false);
+// The key of the last full block, from any table that has it, else from the tokens.
+Key ManagerImpl::last_key(const Sequence& seq) const {
+  const std::uint32_t count = seq.committed_blocks();
+  if (count == 0) return {};
+  for (const Table& table : seq.tables)
+    if (table.blocks[count - 1] != BlockId::kNone && pool_->block(table.blocks[count - 1]).full())
+      return pool_->block(table.blocks[count - 1]).key;
+  return namespaces_[seq.name_space].chain.keys(std::span(seq.tokens).first(std::size_t{count} * kBlockTokens)).back();
+}
+
+// Before a rewind to n tokens: windows reach further back than they do now, so blocks that slid out are taken back,
+// where they can still be found. All or nothing.
+Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
+  if (!windowed_) return {};
+  struct Back {
+    BlockId* entry = nullptr;
+    BlockId id = BlockId::kNone;
+    std::uint32_t at = 0;
+  };
+  std::vector<Back> back;
+  std::vector<Key> keys;
+  const std::uint32_t keep = blocks_for(n);
+  for (std::uint8_t s = 0; s < seq.tables.size(); ++s) {
+    Table& table = seq.tables[s];
+    if (layout_.sets[s].kind == GroupKind::kState && n % kBlockTokens != 0 && n != seq.tokens.size())
+      return Status(
+          Code::kInvalidArgument,
+          fmt::format("rewind: the recurrent state of group {} was kept after whole blocks only; rewind to {}",
+                      index(layout_.sets[s].group), n / kBlockTokens * kBlockTokens));
+    for (std::uint32_t i = std::min(first_needed(layout_.sets[s], n), keep); i < keep; ++i) {
+      if (table.blocks[i] != BlockId::kNone) continue;
+      if (keys.empty()) keys = namespaces_[seq.name_space].chain.keys(seq.tokens);
+      bool any = false;
+      const Fidelity least = seq.exact ? Fidelity::kExact : Fidelity::kDerived;
+      const BlockId id = i < keys.size() ? best_block(keys[i], PageSetId{s}, least, any) : BlockId::kNone;
+      if (id == BlockId::kNone)
+        return Status(
+            Code::kUnavailable,
+            fmt::format("rewind: sequence {} has given up what {} tokens need in group {}, and it was evicted "
+                        "or never kept; free it and begin() again",
+                        index(seq.id), n, index(layout_.sets[s].group)));
+      back.push_back({&table.blocks[i], id, i});
+    }
+  }
+  for (const Back& one : back) {
+    *one.entry = one.id;
+    add_ref(one.id, is_hot(seq, one.at));
+  }
+  for (std::size_t s = 0; s < seq.tables.size(); ++s)
+    seq.tables[s].first_held = std::min(seq.tables[s].first_held, first_needed(layout_.sets[s], n));
+  return {};
+}
+
+void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot) {
+  for (std::size_t i = tables[0].blocks.size(); i-- > 0;)  // the tail first, so that a prefix outlives its suffix
+    for (std::size_t s = tables.size(); s-- > 0;)
+      if (tables[s].blocks[i] != BlockId::kNone)
+        release(tables[s].blocks[i], i < sink_blocks() || i >= first_hot, /*forget=*/false);
 }
 
 Status ManagerImpl::free(SeqId id, const Fence& fence) {
@@ -521,9 +758,9 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "free"));
   queue_cold(*seq, /*ending=*/true);
   if (fence.kind != Fence::Kind::kNone && !device_->timeline().passed(fence)) {
-    deferred_.push_back({std::move(seq->blocks), seq->hot_first, fence, std::move(seq->charge)});
+    deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge)});
   } else {
-    release_blocks(seq->blocks, seq->hot_first);
+    release_blocks(seq->tables, seq->hot_first);
   }
   sequences_.erase(index(id));
   return {};
@@ -535,7 +772,7 @@ void ManagerImpl::run_deferred() {
       ++i;
       continue;
     }
-    release_blocks(deferred_[i].blocks, deferred_[i].hot_first);
+    release_blocks(deferred_[i].tables, deferred_[i].hot_first);
     deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   }
 }
@@ -554,19 +791,24 @@ std::uint32_t ManagerImpl::usable_tokens(SeqId id) const {
       std::min<std::uint64_t>(seq->tokens.size(), std::uint64_t{seq->lost_from} * kBlockTokens));
 }
 
-std::vector<SlotId> ManagerImpl::block_table(SeqId id) const {
+std::vector<SlotId> ManagerImpl::block_table(SeqId id, PageSetId page_set) const {
   Lock lock(mutex_);
   std::vector<SlotId> table;
-  if (const Sequence* seq = find_sequence(id))
-    for (const BlockId block : seq->blocks) table.push_back(pool_->block(block).slot);
+  const Sequence* seq = find_sequence(id);
+  if (!seq || index(page_set) >= seq->tables.size()) return table;
+  for (const BlockId block : seq->tables[index(page_set)].blocks)
+    table.push_back(block == BlockId::kNone ? SlotId{0} : pool_->block(block).slot);
   return table;
 }
 
 std::vector<Key> ManagerImpl::block_keys(SeqId id) const {
   Lock lock(mutex_);
   std::vector<Key> keys;
-  if (const Sequence* seq = find_sequence(id))
-    for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i) keys.push_back(pool_->block(seq->blocks[i]).key);
+  const Sequence* seq = find_sequence(id);
+  if (!seq) return keys;
+  if (windowed_) return namespaces_[seq->name_space].chain.keys(seq->tokens);
+  for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i)
+    keys.push_back(pool_->block(seq->tables[0].blocks[i]).key);
   return keys;
 }
 

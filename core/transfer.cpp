@@ -6,8 +6,8 @@
 namespace firn {
 
 // One layer of a block whose bytes begin at base: [layer][K, then V][head][token][element].
-BlockView ManagerImpl::block_view(DeviceAddress base, std::uint32_t layer) const {
-  const KvShape& kv = model_.groups[0].kv;
+BlockView ManagerImpl::block_view(const PageSet& set, DeviceAddress base, std::uint32_t layer) {
+  const KvShape& kv = set.kv;
   base += std::uint64_t{layer} * kBlockTokens * kv.token_bytes();
   const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
   return {.k = base,
@@ -20,51 +20,52 @@ BlockView ManagerImpl::block_view(DeviceAddress base, std::uint32_t layer) const
 
 std::byte* ManagerImpl::slot_host(SlotId slot) const {
   const std::uint32_t at = index(slot) - 1;
-  return chunks_[at / slots_per_chunk_].region.host + std::uint64_t{at % slots_per_chunk_} * model_.block_bytes();
+  return chunks_[at / slots_per_chunk_].region.host + std::uint64_t{at % slots_per_chunk_} * layout_.page_bytes;
 }
 
 // Views [layer][slot]; of no slot, none.
-std::vector<BlockView> ManagerImpl::host_views(std::span<const SlotId> slots) const {
-  const std::uint32_t layers = model_.groups[0].layer_count;
-  std::vector<BlockView> views(layers * slots.size());
+std::vector<BlockView> ManagerImpl::host_views(const PageSet& set, std::span<const SlotId> slots) const {
+  std::vector<BlockView> views(set.layer_count * slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (slots[i] == SlotId::kNone) continue;
-    const std::byte* base = transfer_.host ? transfer_.host + i * model_.block_bytes() : slot_host(slots[i]);
-    for (std::uint32_t layer = 0; layer < layers; ++layer)
-      views[layer * slots.size() + i] = block_view(reinterpret_cast<DeviceAddress>(base), layer);
+    const std::byte* base = transfer_.host ? transfer_.host + i * layout_.page_bytes : slot_host(slots[i]);
+    for (std::uint32_t layer = 0; layer < set.layer_count; ++layer)
+      views[layer * slots.size() + i] = block_view(set, reinterpret_cast<DeviceAddress>(base), layer);
   }
   return views;
 }
 
 // Copies slots into the transfer region or back, and waits.
-Status ManagerImpl::move_transfer(std::span<const SlotId> slots, bool gather) const {
+Status ManagerImpl::move_transfer(const PageSet& set, std::span<const SlotId> slots, bool gather) const {
   std::vector<CopyItem> items;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (slots[i] == SlotId::kNone) continue;
-    for (std::uint32_t layer = 0; layer < model_.groups[0].layer_count; ++layer) {
-      const BlockView slot = slot_view(slots[i], layer);
-      const BlockView staged = block_view(transfer_.address + i * model_.block_bytes(), layer);
+    for (std::uint32_t layer = 0; layer < set.layer_count; ++layer) {
+      const BlockView slot = slot_view(set, slots[i], layer);
+      const BlockView staged = block_view(set, transfer_.address + i * layout_.page_bytes, layer);
       items.push_back(gather ? CopyItem{slot, staged} : CopyItem{staged, slot});
     }
   }
-  FIRN_ASSIGN(const Fence fence, device_->kernels().copy({model_.groups[0].kv, items}));
+  FIRN_ASSIGN(const Fence fence, device_->kernels().copy({set.kv, items}));
   return device_->timeline().wait(fence);
 }
 
-void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
+void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet& set, std::span<const SlotId> slots,
+                               ThreadPool* threads) {
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();
-    job.status = move_transfer(slots, /*gather=*/true);
+    job.status = move_transfer(set, slots, /*gather=*/true);
     if (!job.status.ok()) return;
   }
-  const std::vector<BlockView> views = host_views(slots);
+  const std::vector<BlockView> views = host_views(set, slots);
   job.views = views;
   codec.encode({&job, 1}, threads);
   job.views = {};
 }
 
-void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, std::span<const SlotId> slots, ThreadPool* threads) {
+void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet& set, std::span<const SlotId> slots,
+                               ThreadPool* threads) {
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();
@@ -73,11 +74,11 @@ void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, std::span<con
     job.status = device_->timeline().wait(device_->timeline().last());
     if (!job.status.ok()) return;
   }
-  const std::vector<BlockView> views = host_views(slots);
+  const std::vector<BlockView> views = host_views(set, slots);
   job.views = views;
   codec.decode({&job, 1}, threads);
   job.views = {};
-  if (transfer_.host && job.status.ok()) job.status = move_transfer(slots, /*gather=*/false);
+  if (transfer_.host && job.status.ok()) job.status = move_transfer(set, slots, /*gather=*/false);
 }
 
 }  // namespace firn

@@ -24,27 +24,46 @@ Violations ManagerImpl::verify() const {
 
   // Holders: live sequences, and freed ones whose fence has not passed.
   std::vector<Counted> counted(pool_->block_capacity());
-  const auto count = [&](std::span<const BlockId> blocks, std::uint32_t first_hot) {
-    for (std::uint32_t i = 0; i < blocks.size(); ++i) {
-      if (index(blocks[i]) >= counted.size()) {
-        fail("a sequence holds block {}, which does not exist", index(blocks[i]));
-        continue;
+  const auto count = [&](std::span<const Table> tables, std::uint32_t first_hot) {
+    for (std::uint8_t s = 0; s < tables.size(); ++s)
+      for (std::uint32_t i = 0; i < tables[s].blocks.size(); ++i) {
+        const BlockId id = tables[s].blocks[i];
+        if (id == BlockId::kNone && windowed_) continue;
+        if (index(id) >= counted.size()) {
+          fail("a sequence holds block {}, which does not exist", index(id));
+          continue;
+        }
+        if (index(pool_->block(id).page_set) != s)
+          fail("block {}: of page set {}, in a table of page set {}", index(id), index(pool_->block(id).page_set), s);
+        if (i < tables[s].first_held) fail("block {}: held behind the window", index(id));
+        ++counted[index(id)].refs;
+        counted[index(id)].hot_refs += i < sink_blocks() || i >= first_hot;
       }
-      ++counted[index(blocks[i])].refs;
-      counted[index(blocks[i])].hot_refs += i < sink_blocks() || i >= first_hot;
-    }
   };
   std::uint64_t sequence_bytes = 0;
   for (const auto& [number, seq] : sequences_) {
-    count(seq->blocks, seq->hot_first);
+    count(seq->tables, seq->hot_first);
     sequence_bytes += seq->charge.bytes();
-    const std::uint32_t wanted =
-        std::min(hot_first(seq->tokens.size()), static_cast<std::uint32_t>(seq->blocks.size()));
+    const std::uint32_t wanted = std::min(hot_first(seq->tokens.size()), seq->block_count());
     if (seq->hot_first != wanted)
       fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
            seq->tokens.size(), wanted);
-    if (seq->tokens.size() > seq->blocks.size() * kBlockTokens) {
-      fail("sequence {}: {} tokens in {} blocks", number, seq->tokens.size(), seq->blocks.size());
+    if (seq->tokens.size() > std::uint64_t{seq->block_count()} * kBlockTokens) {
+      fail("sequence {}: {} tokens in {} blocks", number, seq->tokens.size(), seq->block_count());
+      continue;
+    }
+    bool even = true;
+    for (std::size_t s = 0; s < seq->tables.size(); ++s) {
+      even = even && seq->tables[s].blocks.size() == seq->block_count();
+      // What the next token looks at is held.
+      const std::uint64_t tokens = seq->tokens.size();
+      for (std::uint32_t i = first_needed(layout_.sets[s], tokens); even && i * std::uint64_t{kBlockTokens} < tokens;
+           ++i)
+        if (seq->tables[s].blocks[i] == BlockId::kNone)
+          fail("sequence {}: page set {} gave up block {}, which its next token needs", number, s, i);
+    }
+    if (!even) {
+      fail("sequence {}: its tables differ in length", number);
       continue;
     }
     // The names of its blocks, from its tokens.
@@ -52,14 +71,17 @@ Violations ManagerImpl::verify() const {
     for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i) {
       key = namespaces_[seq->name_space].chain.next(
           key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
-      if (index(seq->blocks[i]) >= pool_->block_capacity()) continue;
-      const Block& block = pool_->block(seq->blocks[i]);
-      if (block.key != key && !block.lost)
-        fail("block {}: its key is not that of its tokens in sequence {}", index(seq->blocks[i]), number);
+      for (const Table& table : seq->tables) {
+        if (index(table.blocks[i]) >= pool_->block_capacity()) continue;
+        const Block& block = pool_->block(table.blocks[i]);
+        if (block.key != key && !block.lost)
+          fail("block {}: its key is not that of its tokens in sequence {}", index(table.blocks[i]), number);
+      }
     }
+    if (seq->last_key != key) fail("sequence {}: remembers another last key than its tokens have", number);
   }
   for (const Deferred& deferred : deferred_) {
-    count(deferred.blocks, deferred.hot_first);
+    count(deferred.tables, deferred.hot_first);
     sequence_bytes += deferred.charge.bytes();
   }
 
@@ -82,7 +104,7 @@ Violations ManagerImpl::verify() const {
       fail("block {}: slot {} belongs to block {}", i, index(block.slot),
            index(block.slot) < pool_->slot_count() ? index(pool_->owner(block.slot)) : ~0u);
     if (block.full()) {
-      BlockId other = index_->find(block.key);
+      BlockId other = index_->find(block.key, block.page_set);
       while (other != BlockId::kNone && other != BlockId{i}) other = pool_->block(other).next_duplicate;
       if (other == BlockId::kNone) fail("block {}: its key is not in the index", i);
     }
@@ -109,7 +131,8 @@ Violations ManagerImpl::verify() const {
     const Key& key = pool_->block(head).key;
     for (BlockId id = head; id != BlockId::kNone; id = pool_->block(id).next_duplicate) {
       ++reached;
-      if (!pool_->block(id).in_use || pool_->block(id).key != key || key.is_zero())
+      if (!pool_->block(id).in_use || pool_->block(id).key != key || key.is_zero() ||
+          pool_->block(id).page_set != pool_->block(head).page_set)
         fail("index: block {} is chained under a key that is not its own", index(id));
       if (reached > keyed + 1) break;
     }
@@ -157,14 +180,14 @@ Violations ManagerImpl::verify() const {
     if (!frame.in_use) continue;
     ++frames;
     frame_candidates += frame.candidate;
-    raw_bytes += extent_shape(frame.block_count).raw_bytes();
+    raw_bytes += extent_shape(set_of(frame), frame.block_count).raw_bytes();
     std::uint32_t live = 0, held = 0;
     for (std::uint8_t j = 0; j < frame.block_count; ++j) {
       if (frame.blocks[j] == BlockId::kNone) continue;
       ++held;
       const Block& block = pool_->block(frame.blocks[j]);
       live += block.refs != 0;
-      if (!block.in_use || block.frame != FrameId{i} || block.frame_index != j)
+      if (!block.in_use || block.frame != FrameId{i} || block.frame_index != j || block.page_set != frame.page_set)
         fail("frame {}: block {} does not say that it is there", i, index(frame.blocks[j]));
     }
     if (held == 0 && frame.in_flight == 0) fail("frame {}: holds no block", i);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 
 namespace firn {
@@ -92,6 +93,31 @@ std::uint64_t ModelSpec::token_bytes() const {
   std::uint64_t bytes = 0;
   for (const GroupSpec& group : groups) bytes += group.token_bytes();
   return bytes;
+}
+
+Result<PageLayout> page_layout(const ModelSpec& model) {
+  std::uint32_t shared = 0;
+  for (const GroupSpec& group : model.groups) shared = std::gcd(shared, group.layer_count);
+  PageLayout layout;
+  for (std::size_t g = 0; g < model.groups.size(); ++g) {
+    const GroupSpec& group = model.groups[g];
+    for (std::uint32_t done = 0; done < group.layer_count; done += shared) {
+      layout.sets.push_back({.group = GroupId{static_cast<std::uint16_t>(g)},
+                             .kind = group.kind,
+                             .kv = group.kv,
+                             .first_layer = layout.layer_count,
+                             .layer_count = shared,
+                             .window = group.window,
+                             .query_heads = group.query_heads != 0 ? group.query_heads : group.kv.kv_heads * 8});
+      layout.page_bytes = std::max(layout.page_bytes, layout.sets.back().block_bytes());
+      layout.layer_count += shared;
+    }
+  }
+  if (layout.sets.size() > kMaxPageSets)
+    return wrong("groups", fmt::format("share pages of {} layers, which makes {} page sets; at most {} are supported: "
+                                       "choose groups whose layer counts have a larger common divisor",
+                                       shared, layout.sets.size(), kMaxPageSets));
+  return layout;
 }
 
 Status validate(const ModelSpec& model) {

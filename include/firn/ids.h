@@ -10,6 +10,7 @@ enum class BlockId : std::uint32_t { kNone = ~0u };  // which block: 16 tokens o
 enum class SlotId : std::uint32_t { kNone = ~0u };   // where a block's raw bytes are right now; may change
 enum class SeqId : std::uint64_t { kNone = 0 };      // a sequence; never reused within a manager's life
 enum class GroupId : std::uint16_t {};               // layers that share geometry and lifetime
+enum class PageSetId : std::uint8_t {};              // layers of one group that share a page; see PageLayout
 enum class FrameId : std::uint32_t { kNone = ~0u };  // one encoded extent, in whichever tier it is
 enum class Ticket : std::uint64_t { kNone = 0 };     // asynchronous work; poll, wait or cancel it
 
@@ -20,6 +21,7 @@ constexpr std::uint32_t index(BlockId id) { return static_cast<std::uint32_t>(id
 constexpr std::uint32_t index(SlotId id) { return static_cast<std::uint32_t>(id); }
 constexpr std::uint64_t index(SeqId id) { return static_cast<std::uint64_t>(id); }
 constexpr std::uint16_t index(GroupId id) { return static_cast<std::uint16_t>(id); }
+constexpr std::uint8_t index(PageSetId id) { return static_cast<std::uint8_t>(id); }
 constexpr std::uint32_t index(FrameId id) { return static_cast<std::uint32_t>(id); }
 constexpr std::uint64_t index(Ticket id) { return static_cast<std::uint64_t>(id); }
 

@@ -54,6 +54,9 @@ struct PrefixMatch {
   // With a lossy codec and protect.tail: recompute, matched tokens in the last window that have been through the codec
   // are given up: tokens_found were there, computing starts at recompute_from (= tokens).
   std::uint32_t tokens_found = 0, recompute_from = 0;
+  // What the groups without a window have. More than `tokens`: a partial hit, which a window with holes or a missing
+  // snapshot of a recurrent state cuts short (first_miss says so).
+  std::uint32_t tokens_full = 0;
   MissReason first_miss = MissReason::kNone;  // why the block after them is not usable
 };
 
@@ -80,6 +83,7 @@ struct Begun {
 struct CopyOrder {
   SlotId from = SlotId::kNone, to = SlotId::kNone;
   std::uint32_t tokens = 0;
+  PageSetId page_set{0};
 };
 
 struct StepRequest {
@@ -136,7 +140,8 @@ class FIRN_API Manager {
   // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to
   // the host; pump() or wait_room(), then again. kNoSpace: everything is held by live sequences.
   virtual Result<std::vector<CopyOrder>> allocate(SeqId seq, std::uint32_t new_tokens, std::uint32_t lookahead = 0) = 0;
-  // k, v: f32 [rows][kv_heads][dim], device addresses. Rows are allocated and uncommitted.
+  // layer counts through the model's groups in their order. k, v: f32 [rows][kv_heads][dim], device addresses. Rows are
+  // allocated and uncommitted.
   virtual Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k,
                                DeviceAddress v) = 0;
   // q: f32 [rows][query_heads][head_dim]; out: f32 [rows][query_heads][value_dim]. Causal over the whole sequence,
@@ -154,10 +159,11 @@ class FIRN_API Manager {
   // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed.
   virtual Status free(SeqId seq, const Fence& fence = {}) = 0;
 
-  virtual std::uint32_t token_count(SeqId seq) const = 0;        // committed
-  virtual std::uint32_t usable_tokens(SeqId seq) const = 0;      // of those, before the first block that was lost
-  virtual std::vector<SlotId> block_table(SeqId seq) const = 0;  // kNone: not resident
-  virtual std::vector<Key> block_keys(SeqId seq) const = 0;      // of full blocks
+  virtual std::uint32_t token_count(SeqId seq) const = 0;    // committed
+  virtual std::uint32_t usable_tokens(SeqId seq) const = 0;  // of those, before the first block that was lost
+  // Slots of a sequence in one page set (layout()). kNone: not resident; SlotId{0}, the null block: behind the window.
+  virtual std::vector<SlotId> block_table(SeqId seq, PageSetId page_set = PageSetId{0}) const = 0;
+  virtual std::vector<Key> block_keys(SeqId seq) const = 0;  // of full blocks
   virtual std::vector<Key> compute_keys(std::span<const TokenId> tokens, std::string_view name_space = {}) const = 0;
 
   // --- moving ---
@@ -219,7 +225,8 @@ class FIRN_API Manager {
   virtual Stats stats() const = 0;
   virtual const Ledger& ledger() const = 0;
   virtual const ModelSpec& model() const = 0;
-  virtual const Config& config() const = 0;  // with every automatic value filled in
+  virtual const PageLayout& layout() const = 0;  // how the model's groups share pages
+  virtual const Config& config() const = 0;      // with every automatic value filled in
   virtual Device& device() = 0;
   virtual std::vector<NodePlacement> host_placement() const = 0;
   // Hash (XXH3-64) of a resident block's raw bytes; kUnavailable if it is not resident.

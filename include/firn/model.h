@@ -82,6 +82,27 @@ struct ModelSpec {
 // Bounds: every number that later multiplies is checked here. kInvalidArgument names the field.
 FIRN_API Status validate(const ModelSpec& model);
 
+// Layers that share a page. A pool has pages of one size, so that any page serves any group: every group is cut into
+// page sets of the same number of layers, the largest that divides all groups. A block of one page set is what a slot
+// holds. A model of one group has one page set. (Source: vLLM's hybrid KV cache manager.)
+struct PageSet {
+  GroupId group = GroupId{0};
+  GroupKind kind = GroupKind::kFull;
+  KvShape kv;
+  std::uint32_t first_layer = 0, layer_count = 0;  // layers count through the groups in their order
+  std::uint32_t window = 0, query_heads = 0;       // of the group
+  std::uint64_t token_bytes() const { return layer_count * kv.token_bytes(); }
+  std::uint64_t block_bytes() const { return kBlockTokens * token_bytes(); }
+};
+struct PageLayout {
+  std::vector<PageSet> sets;
+  std::uint64_t page_bytes = 0;  // of the largest page set; what others leave of a page is not used
+  std::uint32_t layer_count = 0;
+};
+// kInvalidArgument: more than kMaxPageSets.
+FIRN_API Result<PageLayout> page_layout(const ModelSpec& model);
+
+inline constexpr std::uint32_t kMaxPageSets = 255;
 inline constexpr std::uint32_t kMaxLayers = 1024, kMaxKvHeads = 1024, kMaxHeadDim = 1024, kMaxGroups = 16;
 
 }  // namespace firn

@@ -20,6 +20,7 @@ enum class MissReason : std::uint8_t {
   kLoadFailed,     // its frame did not decode
   kNotRead,        // the request asked not to read the cache
   kFidelity,       // what there is of it is less exact than was asked for
+  kGroup,          // it is there, but another group of layers cannot go on there: no snapshot, or a window with holes
   kCount,
 };
 FIRN_API std::string_view to_string(MissReason reason);

@@ -15,7 +15,9 @@ struct ManagerTestPeer {
   static EvictionPolicy& frame_policy(Manager& manager) { return *of(manager).frame_policy_; }
   static MemoryTier& host(Manager& manager) { return *of(manager).host_; }
   static Sequence& sequence(Manager& manager, SeqId id) { return *of(manager).sequences_.at(firn::index(id)); }
-  static std::vector<BlockId>& deferred_blocks(Manager& manager) { return of(manager).deferred_.front().blocks; }
+  static std::vector<BlockId>& deferred_blocks(Manager& manager) {
+    return of(manager).deferred_.front().tables[0].blocks;
+  }
   static std::uint32_t& loading_slots(Manager& manager) { return of(manager).loading_slots_; }
   static std::uint64_t& host_raw_bytes(Manager& manager) { return of(manager).host_raw_bytes_; }
   static std::deque<Job>& stores(Manager& manager) { return of(manager).stores_; }

@@ -131,16 +131,17 @@ TEST_F(Verify, ReferencesAreCountedAnew) {
 
 TEST_F(Verify, TablesLeadToBlocksThatExist) {
   Sequence& seq = Peer::sequence(*manager_, seq_);
-  caught("a table entry beyond the pool", "does not exist", seq.blocks[2], BlockId{pool().block_capacity()});
+  caught("a table entry beyond the pool", "does not exist", seq.tables[0].blocks[2], BlockId{pool().block_capacity()});
   const BlockId other = first(is_dead_resident);
-  caught("a table entry that is another block's", named(other) + " refs", seq.blocks[2], other);
+  caught("a table entry that is another block's", named(other) + " refs", seq.tables[0].blocks[2], other);
   std::uint32_t unused = 0;
   while (block(BlockId{unused}).in_use) ++unused;
-  caught("a table entry whose record is free", "its record is free", seq.blocks[2], BlockId{unused});
+  caught("a table entry whose record is free", "its record is free", seq.tables[0].blocks[2], BlockId{unused});
   caught("a window that starts elsewhere", "its window", seq.hot_first, seq.hot_first - 1);
-  std::vector<BlockId> cut(seq.blocks.begin(), seq.blocks.begin() + 3);
+  std::vector<BlockId> cut(seq.tables[0].blocks.begin(), seq.tables[0].blocks.begin() + 3);
   caught(
-      "more tokens than blocks", "tokens in 3 blocks", [&] { seq.blocks.swap(cut); }, [&] { seq.blocks.swap(cut); });
+      "more tokens than blocks", "tokens in 3 blocks", [&] { seq.tables[0].blocks.swap(cut); },
+      [&] { seq.tables[0].blocks.swap(cut); });
 }
 
 TEST_F(Verify, SlotsAndBlocksAgree) {
@@ -179,7 +180,7 @@ TEST_F(Verify, TheIndexAndTheBlocksAgreeBothWays) {
   Key wrong = block(keyed).key;
   wrong.bytes[9] ^= 1;
   caught("a block whose key the index does not have", "index", block(keyed).key, wrong);
-  const BlockId held = Peer::sequence(*manager_, seq_).blocks[3];
+  const BlockId held = Peer::sequence(*manager_, seq_).tables[0].blocks[3];
   wrong = block(held).key;
   wrong.bytes[31] ^= 1;  // neither its place in the index nor its tag change
   caught("a key that is not that of the tokens", named(held) + " its key", block(held).key, wrong);
