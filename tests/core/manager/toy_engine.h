@@ -41,7 +41,7 @@ class ToyEngine {
   ToyEngine(Manager& manager, std::uint32_t query_heads)
       : manager_(&manager),
         kv_(manager.model().groups[0].kv),
-        layers_(manager.model().groups[0].layer_count),
+        layers_(manager.layout().layer_count),
         query_heads_(query_heads) {}
 
   std::uint32_t out_size() const { return query_heads_ * kv_.value_dim; }
