@@ -31,7 +31,9 @@ Result<std::unique_ptr<Manager>> Manager::create(const Config& config, const Mod
 
 Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const ModelSpec& model,
                                                      Environment environment) {
-  FIRN_TRY(validate(config));
+  Config checked = config;
+  if (config.device == "none" && environment.assumed_ratio > 0) checked.device = "cpu";  // its host tier is meant
+  FIRN_TRY(validate(checked));
   FIRN_TRY(validate(model));
   std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
   FIRN_TRY(manager->set_up());
@@ -44,7 +46,8 @@ ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Env
       identity_(model_identity(model)),
       clock_(environment.clock ? environment.clock : steady_now),
       threads_(environment.threads),
-      device_(environment.device) {}
+      device_(environment.device),
+      assumed_ratio_(environment.assumed_ratio) {}
 
 ManagerImpl::~ManagerImpl() {
   {
@@ -98,7 +101,7 @@ Status ManagerImpl::set_up() {
     device_ = own_device_.get();
   }
   if (config_.device == "auto") config_.device = device_->memory().info().name;
-  if (!bytes_ && config_.host.budget_bytes != 0)
+  if (!bytes_ && config_.host.budget_bytes != 0 && !(assumed_ratio_ > 0 && assumed_ratio_ <= 1024))
     return Status(
         Code::kInvalidArgument,
         "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "

@@ -302,7 +302,8 @@ class ManagerImpl final : public Manager {
   ThreadPool* threads_ = nullptr;
   std::unique_ptr<Device> own_device_;
   Device* device_ = nullptr;
-  bool bytes_ = true;  // false: bookkeeping only
+  bool bytes_ = true;         // false: bookkeeping only
+  double assumed_ratio_ = 0;  // then: raw bytes by frame bytes
 
   std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
   std::vector<Ledger::Charge> charges_;

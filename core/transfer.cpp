@@ -1,6 +1,8 @@
 // transfer.cpp: between slots and codecs. Where the host reaches the pool, codecs work on the slots themselves. Where
 // it does not, one extent at a time passes through the transfer region: gathered by the device and encoded from there,
 // or decoded into it and scattered. One extent is the bound: the region is charged to the pool's budget.
+#include <algorithm>
+
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -52,6 +54,12 @@ Status ManagerImpl::move_transfer(const PageSet& set, std::span<const SlotId> sl
 
 void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet& set, std::span<const SlotId> slots,
                                ThreadPool* threads) {
+  if (!bytes_) {  // as large as it would be
+    constexpr std::size_t kLeast = 64;
+    const auto bytes = static_cast<std::size_t>(static_cast<double>(codec.bound(job.shape)) / assumed_ratio_);
+    job.bytes = std::clamp(bytes, kLeast, job.out.size());
+    return;
+  }
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();
@@ -66,6 +74,7 @@ void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet
 
 void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet& set, std::span<const SlotId> slots,
                                ThreadPool* threads) {
+  if (!bytes_) return;
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
   if (transfer_.host) {
     transfer.lock();

@@ -121,6 +121,9 @@ struct ManagerEnvironment {
   ThreadPool* threads = nullptr;
   Device* device = nullptr;
   std::function<Instant()> clock;  // default: the steady clock
+  // Device "none" with a host tier, for simulations: raw bytes by frame bytes, since there is nothing to encode. The
+  // tier's books are kept in full, and its memory is never touched. 0: device "none" has no host tier.
+  double assumed_ratio = 0;
 };
 
 class FIRN_API Manager {
