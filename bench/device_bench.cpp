@@ -1,10 +1,12 @@
-// The vulkan device that FIRN_BENCH_DEVICE names (auto, lavapipe, an index, a UUID, a name; `./run bench --device D`
-// sets it): attention, append and copy beside the device's own copy bandwidth, and what a submission costs. Nothing is
-// registered without the variable: on a machine without a GPU these numbers mean nothing.
+// The vulkan device that `./run bench --device D` names (auto, lavapipe, an index, a UUID, a name; FIRN_BENCH_DEVICE
+// does the same): attention, append and copy beside the device's own copy bandwidth, and what a submission costs.
+// Without a name nothing is registered: on a machine without a GPU these numbers mean nothing.
 //
 // "copy_GB/s" is read plus written bytes of the copy kernel over two regions of the same size as what is measured,
 // taken in turns with it; "share" is the measured rate over that. Keys and values are filled on the device by append
 // from unit-variance rows: bandwidth does not depend on what they say.
+#include "bench/device_bench.h"
+
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -38,26 +40,26 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// One device for all benchmarks, made when the first one runs.
-VulkanDevice& device() {
-  static const std::unique_ptr<VulkanDevice> made = [] {
-    Result<std::unique_ptr<VulkanDevice>> device = make_vulkan_device({.device = std::getenv("FIRN_BENCH_DEVICE")});
-    if (!device.ok()) {
-      fmt::print(stderr, "{}\n", device.status().message());
-      std::exit(2);
-    }
-    const VulkanReport& report = (*device)->report();
-    benchmark::AddCustomContext("vulkan_device", report.name);
-    fmt::print(stderr, "vulkan device: {} ({}), driver {}, Vulkan {}\n", report.name, report.type, report.driver,
-               report.api_version);
-    for (const auto& [name, value] : report.limits) fmt::print(stderr, "  {} {}\n", name, value);
-    for (const auto& [name, there] : report.optional) fmt::print(stderr, "  {} {}\n", name, there ? "yes" : "no");
-    for (const auto& heap : report.heaps)
-      fmt::print(stderr, "  heap {} bytes, budget {}, {}\n", heap.bytes, heap.budget_bytes,
-                 heap.device_local ? "device-local" : "host");
-    return std::move(device).value();
-  }();
-  return *made;
+// One device for all benchmarks.
+std::unique_ptr<VulkanDevice>& the_device() {
+  static std::unique_ptr<VulkanDevice> device;
+  return device;
+}
+VulkanDevice& device() { return *the_device(); }
+
+// Before anything is measured: if a number surprises, this says what it was measured on.
+void dump(const VulkanReport& report) {
+  fmt::print(stderr, "vulkan device: {} ({}), driver {}, Vulkan {}, uuid {}\n", report.name, report.type, report.driver,
+             report.api_version, report.uuid);
+  for (const auto& [name, value] : report.limits) fmt::print(stderr, "  {} {}\n", name, value);
+  for (const auto& [name, there] : report.optional) fmt::print(stderr, "  {} {}\n", name, there ? "yes" : "no");
+  for (const auto& heap : report.heaps)
+    fmt::print(stderr, "  heap {} bytes, budget {}, {}\n", heap.bytes, heap.budget_bytes,
+               heap.device_local ? "device-local" : "host");
+  benchmark::AddCustomContext("vulkan_device", report.name);
+  benchmark::AddCustomContext("vulkan_driver", report.driver);
+  benchmark::AddCustomContext("vulkan_version", report.api_version);
+  for (const auto& [name, value] : report.limits) benchmark::AddCustomContext("vulkan_" + name, std::to_string(value));
 }
 
 void wait(const Result<Fence>& fence) {
@@ -234,12 +236,15 @@ void BM_DeviceSubmission(benchmark::State& state) {
   for (auto _ : state) wait(device().kernels().fill(region, 0, 4, 1));
 }
 
-[[maybe_unused]] const bool registered = [] {
-  const char* name = std::getenv("FIRN_BENCH_DEVICE");
-  if (name == nullptr || *name == '\0') return false;
+// A software device is measured at sizes that it ends with before one loses patience; they prove the program, not it.
+void register_all(bool software) {
+  const std::vector<std::int64_t> contexts =
+      software ? std::vector<std::int64_t>{1024, 4096} : std::vector<std::int64_t>{1024, 4096, 16384, 32768};
+  const std::vector<std::int64_t> sequences =
+      software ? std::vector<std::int64_t>{1, 8} : std::vector<std::int64_t>{1, 8, 64};
   benchmark::RegisterBenchmark("BM_DeviceAttendDecode", BM_DeviceAttendDecode)
       ->ArgNames({"model", "context", "sequences"})
-      ->ArgsProduct({{0, 1}, {1024, 4096, 16384, 32768}, {1, 8, 64}})
+      ->ArgsProduct({{0, 1}, contexts, sequences})
       ->UseManualTime()
       ->Unit(benchmark::kMicrosecond);
   benchmark::RegisterBenchmark("BM_DeviceCopy", BM_DeviceCopy)
@@ -255,8 +260,22 @@ void BM_DeviceSubmission(benchmark::State& state) {
   benchmark::RegisterBenchmark("BM_DeviceSubmission", BM_DeviceSubmission)
       ->UseRealTime()
       ->Unit(benchmark::kMicrosecond);
-  return true;
-}();
+}
 
 }  // namespace
+
+bool bench::register_device_benchmarks(const std::string& name) {
+  Result<std::unique_ptr<VulkanDevice>> made = make_vulkan_device({.device = name});
+  if (!made.ok()) {
+    fmt::print(stderr, "--device {}: {}\n", name, made.status().message());
+    return false;
+  }
+  the_device() = std::move(made).value();
+  dump(device().report());
+  register_all(device().report().software);
+  return true;
+}
+
+void bench::close_device() { the_device().reset(); }
+
 }  // namespace firn

@@ -7,6 +7,7 @@
 
 #include "examples/llama/engine.h"
 #include "llama_test_util.h"
+#include "tests/device/test_device.h"
 
 namespace firn::llama {
 
@@ -38,6 +39,7 @@ inline Result<Stand> make_stand(const StandOptions& options) {
   config.mover.worker = options.worker;
   Manager::Environment environment;
   environment.threads = stand.threads.get();
+  environment.device = test::test_device();  // null: cpu
   FIRN_ASSIGN(stand.manager, Manager::create(config, stand.model->spec(), environment));
   stand.engine = std::make_unique<Engine>(*stand.model, *stand.manager, *stand.threads);
   return stand;
