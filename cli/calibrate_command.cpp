@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
 
 #include "cli/commands.h"
@@ -11,6 +12,7 @@
 #include "cli/text.h"
 #include "examples/llama/capture.h"
 #include "storage/calibration/calibrator.h"
+#include "storage/calibration/kv_dump.h"
 
 namespace firn::cli {
 namespace {
@@ -18,7 +20,7 @@ namespace {
 constexpr std::uint32_t kHeldOutEvery = 5;  // every fifth window takes no part in the basis
 
 struct CalibrateFlags {
-  std::string model, codec = "kvtc", out;
+  std::string model, codec = "kvtc", out, kv, dump;
   std::vector<std::string> texts;
   std::vector<std::uint32_t> ratios = {8, 16, 32};
   std::uint32_t stack = 0, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
@@ -29,8 +31,15 @@ struct Captured {
   std::vector<float> keys, values;
 };
 
+// Hears each window's keys and values.
+using OnWindow =
+    std::function<Status(const KvWindow& window, const std::vector<float>& keys, const std::vector<float>& values)>;
+
+bool is_held_out(std::size_t window) { return window % kHeldOutEvery == kHeldOutEvery - 1; }
+
+// Runs the example engine over the windows.
 Status capture(const LoadedModel& model, const CalibrateFlags& flags, const std::vector<std::vector<TokenId>>& windows,
-               Calibrator& calibrator) {
+               const OnWindow& on_window) {
   const ModelSpec spec = model.model.spec();
   const GroupSpec& group = spec.groups[0];
   const std::size_t k_width = group.kv.kv_heads * group.kv.head_dim, v_width = group.kv.kv_heads * group.kv.value_dim;
@@ -54,14 +63,30 @@ Status capture(const LoadedModel& model, const CalibrateFlags& flags, const std:
       });
   llama::Engine engine(model.model, listening, *session.threads);
   Progress progress("capturing keys and values", windows.size() * flags.window);
-  for (std::size_t i = 0; i < windows.size(); ++i) {
+  for (const std::vector<TokenId>& window : windows) {
     BeginOptions options;
     options.read_cache = false;
-    FIRN_ASSIGN(llama::Sequence sequence, engine.begin(windows[i], options));
+    FIRN_ASSIGN(llama::Sequence sequence, engine.begin(window, options));
     llama::Sequence* sequences[] = {&sequence};
     FIRN_TRY(engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); }));
-    FIRN_TRY(
-        calibrator.add_window(0, flags.window, captured.keys, captured.values, i % kHeldOutEvery == kHeldOutEvery - 1));
+    FIRN_TRY(on_window({.first_position = 0, .tokens = flags.window}, captured.keys, captured.values));
+  }
+  return {};
+}
+
+// The windows of a dump instead, at most as many tokens as were asked for.
+Status replay(KvDumpReader& dump, std::uint64_t most_tokens, const OnWindow& on_window) {
+  std::vector<float> keys, values;
+  std::uint64_t tokens = 0, all = 0;
+  for (const KvWindow& window : dump.windows()) all += window.tokens;
+  Progress progress("reading keys and values", std::min(all, most_tokens));
+  for (std::size_t i = 0; i < dump.windows().size(); ++i) {
+    const KvWindow& window = dump.windows()[i];
+    if (i != 0 && tokens + window.tokens > most_tokens) break;
+    FIRN_TRY(dump.read(i, keys, values));
+    FIRN_TRY(on_window(window, keys, values).with_context(fmt::format("window {}", i)));
+    tokens += window.tokens;
+    progress.add(window.tokens);
   }
   return {};
 }
@@ -93,6 +118,7 @@ Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std:
   EvaluationOptions options;
   options.context = flags.window - 1;
   options.threads = flags.threads;
+  if (held_out.empty()) return {};
   FIRN_ASSIGN(const std::vector<Evaluation> results, evaluate(model, held_out, codecs, options));
   for (KvtcPlan& plan : artefact.plans)
     for (const Evaluation& result : results) {
@@ -106,20 +132,56 @@ Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std:
   return {};
 }
 
+// What is left of each layer's energy in the errors, on held-out text.
+void print_layers(const Artefact& artefact) {
+  for (const KvtcPlan& plan : artefact.plans)
+    for (const bool values : {false, true}) {
+      fmt::print("\nrelative error of {} at ratio {}, layer by layer:", values ? "values" : "keys", plan.report.rate);
+      for (const double error : values ? plan.report.value_errors : plan.report.key_errors)
+        fmt::print(" {:.3f}", error);
+    }
+  fmt::print("\n");
+}
+
 Status run(const CalibrateFlags& flags) {
   if (flags.codec != "kvtc")
     return Status(Code::kInvalidArgument, "--codec " + flags.codec + ": only kvtc is calibrated");
   const Clock start = Clock::now();
-  FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(flags.model));
-  FIRN_ASSIGN(const auto windows, windows_of(*model, flags.texts, flags.window, flags.tokens / flags.window));
+  std::unique_ptr<KvDumpReader> dump;
+  if (!flags.kv.empty()) {
+    FIRN_ASSIGN(dump, KvDumpReader::open(flags.kv));
+  }
+  // Without text there is nothing to run the model on: the dump says what is to be known of it.
+  std::unique_ptr<LoadedModel> model;
+  std::vector<std::vector<TokenId>> windows;
+  if (!flags.texts.empty()) {
+    FIRN_ASSIGN(model, LoadedModel::load(flags.model));
+    FIRN_ASSIGN(windows, windows_of(*model, flags.texts, flags.window, flags.tokens / flags.window));
+  }
+  const ModelSpec spec = dump ? dump->model() : model->model.spec();
+  if (dump && model && spec.weights != model->model.spec().weights)
+    return Status(Code::kInvalidArgument, flags.kv + " is of other weights than the model that --text is for");
   ThreadPool threads(flags.threads);
   CalibrationOptions options;
   options.stack_layers = flags.stack;
   options.ratios = flags.ratios;
+  options.calibrated_on = flags.kv;
   for (const std::string& file : flags.texts)
-    options.calibrated_on += (options.calibrated_on.empty() ? "" : ", ") + file;
-  FIRN_ASSIGN(const std::unique_ptr<Calibrator> calibrator, Calibrator::make(model->model.spec(), options, threads));
-  FIRN_TRY(capture(*model, flags, windows, *calibrator));
+    if (!dump) options.calibrated_on += (options.calibrated_on.empty() ? "" : ", ") + file;
+  FIRN_ASSIGN(const std::unique_ptr<Calibrator> calibrator, Calibrator::make(spec, options, threads));
+  std::unique_ptr<KvDumpWriter> writer;
+  if (!flags.dump.empty()) {
+    const KvWindow window{.first_position = 0, .tokens = flags.window};
+    FIRN_ASSIGN(writer, KvDumpWriter::create(flags.dump, spec, std::vector<KvWindow>(windows.size(), window)));
+  }
+  std::size_t number = 0;
+  const OnWindow on_window = [&](const KvWindow& window, const std::vector<float>& keys,
+                                 const std::vector<float>& values) -> Status {
+    if (writer) FIRN_TRY(writer->add(keys, values));
+    return calibrator->add_window(window.first_position, window.tokens, keys, values, is_held_out(number++));
+  };
+  FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window) : capture(*model, flags, windows, on_window));
+  if (writer) FIRN_TRY(writer->close());
   const Clock captured = Clock::now();
   FIRN_ASSIGN(Artefact artefact, calibrator->finish([](std::string_view what, double share) {
     fmt::print(stderr, "calibrating: {:>3.0f} %, {}\n", 100 * share, what);
@@ -127,7 +189,7 @@ Status run(const CalibrateFlags& flags) {
   const Clock finished = Clock::now();
   print_spectra(calibrator->spectra());
   FIRN_TRY(write(flags.out, write_artefact(artefact)));
-  if (flags.measured_windows != 0) {
+  if (flags.measured_windows != 0 && model) {
     FIRN_TRY(measure(*model, flags, windows, artefact));
     FIRN_TRY(write(flags.out, write_artefact(artefact)));
   }
@@ -141,6 +203,7 @@ Status run(const CalibrateFlags& flags) {
                r.payload_bits, r.target_bits, r.realised_ratio, r.bound.keys, r.bound.values, r.mean_kld, r.p99_kld,
                100 * r.top1);
   }
+  print_layers(artefact);
   fmt::print("\n{}: {}, {} tokens; capturing took {:.0f} s, components and bits {:.0f} s, measuring {:.0f} s\n",
              flags.out, human_bytes(artefact.file_bytes), grouped(artefact.tokens), captured.since(start).wall_s,
              finished.since(captured).wall_s, Clock::now().since(finished).wall_s);
@@ -153,9 +216,11 @@ void add_calibrate_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("calibrate", "learn a model's keys and values for kvtc");
   auto flags = std::make_shared<CalibrateFlags>();
   command->add_option("--model", flags->model, "GGUF file; the demo's model if left out")->type_name("FILE");
-  command->add_option("--text", flags->texts, "what to learn from: mixed kinds are best")
-      ->type_name("FILE")
-      ->required();
+  command->add_option("--text", flags->texts, "what to learn from: mixed kinds are best")->type_name("FILE");
+  command->add_option("--kv", flags->kv, "keys and values of any engine (docs/codecs.md); --text is for the report")
+      ->type_name("FILE");
+  command->add_option("--dump-kv", flags->dump, "write the keys and values of --text there, for --kv")
+      ->type_name("FILE");
   command->add_option("--codec", flags->codec, "kvtc");
   command->add_option("--ratio", flags->ratios, "target ratios")->delimiter(',')->type_name("LIST");
   command->add_option("--stack", flags->stack, "layers coded together; 0: all");
@@ -166,7 +231,11 @@ void add_calibrate_command(CLI::App& app, Action& action) {
   command->add_option("-o,--out", flags->out, "the artefact")->type_name("FILE")->required();
   command->callback([flags, &action] {
     action = [flags] {
-      const Status status = run(*flags);
+      const Status status = flags->texts.empty() && flags->kv.empty()
+                                ? Status(Code::kInvalidArgument, "--text or --kv must say what to learn from")
+                            : !flags->dump.empty() && !flags->kv.empty()
+                                ? Status(Code::kInvalidArgument, "--dump-kv needs --text alone")
+                                : run(*flags);
       return status.ok() ? kExitOk : fail(status);
     };
   });
