@@ -9,13 +9,17 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "cli/commands.h"
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
+#include "sim/curve.h"
 #include "sim/plan.h"
 #include "sim/report.h"
+#include "sim/sweep.h"
+#include "sim/workload.h"
 
 namespace firn::cli {
 namespace {
@@ -58,17 +62,56 @@ class ProgressLine {
   Clock::time_point start_, shown_;
 };
 
+// --workload and --seed: requests made up, in place of a trace.
+struct WorkloadFlags {
+  std::string text;
+  std::uint64_t seed = 0;
+  void add_to(CLI::App& command) {
+    std::string kinds;
+    for (const sim::WorkloadKind& kind : sim::workload_kinds()) {
+      kinds += kinds.empty() ? "" : "; ";
+      kinds += std::string(kind.name) + ": " + std::string(kind.what);
+    }
+    command.add_option("--workload", text, "made-up requests in place of a trace, KIND:KEY=VALUE,... (" + kinds + ")")
+        ->type_name("KIND");
+    command.add_option("--seed", seed, "of the workload")->type_name("N");
+  }
+  Status apply(std::string& path) const {
+    if (text.empty() != path.empty()) {
+      if (!text.empty()) path = std::string(sim::kWorkloadPrefix) + text;
+      if (!text.empty() && seed != 0)
+        path += (text.find(':') == std::string::npos ? ":" : ",") + fmt::format("seed={}", seed);
+      return {};
+    }
+    return text.empty() ? Status(Code::kInvalidArgument, "give --trace FILE, or --workload KIND")
+                        : Status(Code::kInvalidArgument, "--trace or --workload, not both");
+  }
+};
+
 struct Arguments {
   TraceFlags trace;
   bool bookkeeping = false;
   std::string policy = "lru", json;
   std::uint32_t capacity_blocks = 0;
   std::vector<std::uint32_t> tiers;
+  WorkloadFlags workload;
+  std::vector<std::string> sweep;
+  std::size_t sweep_threads = 0;
+  std::string resume;
+  bool curve = false, curve_sampled = false;
+  sim::CurveOptions curve_options;
   // with a clock
   SettingFlags settings;
   std::string device, model, html, disk_budget, objective;
   sim::EngineOptions engine;
   bool policy_given = false;
+  sim::BookkeepingOptions bookkeeping_options() const {
+    sim::BookkeepingOptions options;
+    options.policy = policy;
+    options.tier_blocks = tiers;
+    if (options.tier_blocks.empty() && capacity_blocks != 0) options.tier_blocks.push_back(capacity_blocks);
+    return options;
+  }
 };
 
 double share(std::uint64_t part, std::uint64_t all) {
@@ -184,9 +227,114 @@ Status fill_engine(Arguments& arguments) {
   return {};
 }
 
+// Every combination of the sweep's values, some at once.
+int run_sweep(Arguments& arguments) {
+  std::vector<sim::SweepAxis> axes;
+  for (const std::string& text : arguments.sweep) {
+    const Result<sim::SweepAxis> axis = sim::parse_axis(text);
+    if (!axis.ok()) return fail(axis.status());
+    axes.push_back(*axis);
+  }
+  const auto points = arguments.bookkeeping
+                          ? sim::bookkeeping_points(arguments.trace.path, arguments.trace.options,
+                                                    arguments.bookkeeping_options(), axes)
+                          : sim::engine_points(arguments.trace.path, arguments.trace.options, arguments.engine, axes);
+  if (!points.ok()) return fail(points.status());
+  const std::size_t threads =
+      arguments.sweep_threads != 0 ? arguments.sweep_threads : std::max(1u, std::thread::hardware_concurrency());
+  const Result<sim::SweepResult> result = [&] {
+    ProgressLine progress;
+    return sim::run_sweep(*points, threads, arguments.resume, std::ref(progress));
+  }();
+  if (!result.ok()) return fail(result.status());
+  Json rows = Json::array();
+  const std::vector<std::vector<std::string>> values = sim::combinations(axes);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (result->lines[i].empty()) continue;
+    Json row;
+    for (std::size_t a = 0; a < axes.size(); ++a) row["point"][axes[a].key] = values[i][a];
+    row["report"] = Json::parse(result->lines[i]);
+    rows.push_back(row);
+  }
+  if (!arguments.json.empty())
+    return write_json(arguments.json,
+                      {{"trace", arguments.trace.path}, {"complete", result->complete}, {"sweep", rows}});
+  for (const Json& row : rows) {
+    std::string text;
+    for (const auto& [key, value] : row["point"].items()) text += key + "=" + value.get<std::string>() + "  ";
+    const Json& report = row["report"];
+    if (arguments.bookkeeping) {
+      fmt::print("{:<40} {:6.2f} % prefix hits, {:6.2f} % access hits\n", text,
+                 100 * report["prefix_ratio"].get<double>(), 100 * report["access_ratio"].get<double>());
+    } else {
+      fmt::print(
+          "{:<40} {:6.2f} % of the input tokens from cache, first token p50 {:.2f} s, p95 {:.2f} s, {} preempted\n",
+          text, 100 * report["token_hit_ratio"].get<double>(), report["ttft_s"]["p50"].get<double>(),
+          report["ttft_s"]["p95"].get<double>(), report["preemptions"].get<std::uint64_t>());
+    }
+  }
+  if (!result->complete)
+    fmt::print(stderr, "firn: stopped; {} of {} points are done{}\n", rows.size(), values.size(),
+               arguments.resume.empty() ? "; with --resume FILE they would be kept" : "");
+  return kExitOk;
+}
+
+int run_curve(Arguments& arguments) {
+  if (const Status status = arguments.workload.apply(arguments.trace.path); !status.ok()) return fail(status);
+  if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
+  sim::CurveOptions options = arguments.curve_options;
+  options.policy = arguments.policy;
+  options.sampled = arguments.curve_sampled;
+  options.capacities = arguments.tiers;
+  if (options.capacities.empty() && arguments.capacity_blocks != 0) options.capacities = {arguments.capacity_blocks};
+  const Result<sim::Curve> curve = [&] {
+    ProgressLine progress;
+    return sim::miss_ratio_curve(arguments.trace.path, arguments.trace.options, options, std::ref(progress));
+  }();
+  if (!curve.ok()) return fail(curve.status());
+  if (!arguments.json.empty()) {
+    Json points = Json::array();
+    for (const sim::CurvePoint& point : curve->points)
+      points.push_back({{"blocks", point.blocks},
+                        {"prefix_ratio", point.prefix_ratio},
+                        {"access_ratio", point.access_ratio},
+                        {"prefix_error", point.prefix_error},
+                        {"access_error", point.access_error}});
+    return write_json(arguments.json, {{"trace", arguments.trace.path},
+                                       {"policy", options.policy},
+                                       {"block_tokens", curve->block_tokens},
+                                       {"requests", curve->requests},
+                                       {"blocks", curve->accesses},
+                                       {"distinct_blocks", curve->distinct},
+                                       {"exact", curve->exact},
+                                       {"rate", curve->exact ? 1.0 : options.rate},
+                                       {"samples", curve->exact ? 1u : options.samples},
+                                       {"complete", curve->complete},
+                                       {"points", points}});
+  }
+  fmt::print("{}, {} accesses to {} different blocks, {}\n", options.policy, grouped(curve->accesses),
+             grouped(curve->distinct),
+             curve->exact ? "exact (one pass over stack distances)"
+                          : fmt::format("estimated from {} samples of {:.1f} % of the blocks", options.samples,
+                                        100 * options.rate));
+  fmt::print("{:>12} {:>13} {:>13}\n", "blocks", "prefix hits", "access hits");
+  for (const sim::CurvePoint& point : curve->points) {
+    if (curve->exact)
+      fmt::print("{:>12} {:>11.2f} % {:>11.2f} %\n", grouped(point.blocks), 100 * point.prefix_ratio,
+                 100 * point.access_ratio);
+    else
+      fmt::print("{:>12} {:>11.2f} % {:>11.2f} %  standard error {:.2f} and {:.2f}\n", grouped(point.blocks),
+                 100 * point.prefix_ratio, 100 * point.access_ratio, 100 * point.prefix_error,
+                 100 * point.access_error);
+  }
+  return kExitOk;
+}
+
 int run_engine(Arguments& arguments) {
+  if (const Status status = arguments.workload.apply(arguments.trace.path); !status.ok()) return fail(status);
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
   if (const Status status = fill_engine(arguments); !status.ok()) return fail(status);
+  if (!arguments.sweep.empty()) return run_sweep(arguments);
   const Result<sim::EngineResult> result = [&] {
     ProgressLine progress;
     return sim::run_engine(arguments.trace.path, arguments.trace.options, arguments.engine, std::ref(progress));
@@ -255,6 +403,8 @@ void print_plan(const sim::EngineOptions& engine, const sim::Plan& plan, double 
 }
 
 int run_plan(Arguments& arguments) {
+  if (!arguments.workload.text.empty())
+    if (const Status status = arguments.workload.apply(arguments.trace.path); !status.ok()) return fail(status);
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
   if (const Status status = fill_engine(arguments); !status.ok()) return fail(status);
   double objective = 0;
@@ -275,12 +425,10 @@ int run_plan(Arguments& arguments) {
 }
 
 int run_bookkeeping(Arguments& arguments) {
+  if (const Status status = arguments.workload.apply(arguments.trace.path); !status.ok()) return fail(status);
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
-  sim::BookkeepingOptions options;
-  options.policy = arguments.policy;
-  options.tier_blocks = arguments.tiers;
-  if (options.tier_blocks.empty() && arguments.capacity_blocks != 0)
-    options.tier_blocks.push_back(arguments.capacity_blocks);
+  if (!arguments.sweep.empty()) return run_sweep(arguments);
+  const sim::BookkeepingOptions options = arguments.bookkeeping_options();
   const Result<sim::BookkeepingResult> result = [&] {
     ProgressLine progress;
     return sim::run_bookkeeping(arguments.trace.path, arguments.trace.options, options, std::ref(progress));
@@ -297,8 +445,19 @@ int run_bookkeeping(Arguments& arguments) {
 void add_simulate_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("simulate", "what a deployment would do with a recorded trace");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("--trace", arguments->trace.path, "trace file: plain, gzip or zstd; - is stdin")->required();
+  command->add_option("--trace", arguments->trace.path, "trace file: plain, gzip or zstd; - is stdin");
   arguments->trace.add_to(*command);
+  arguments->workload.add_to(*command);
+  command->add_option("--sweep", arguments->sweep, "KEY=VALUE,VALUE,...: a run for each value; several make a product")
+      ->type_name("KEY=LIST");
+  command->add_option("--sweep-threads", arguments->sweep_threads, "runs at once; as many as processors")
+      ->type_name("N");
+  command->add_option("--resume", arguments->resume, "keeps a sweep's results there, and goes on from them")
+      ->type_name("FILE");
+  command->add_flag("--curve", arguments->curve, "hit ratio at many capacities: exact for lru, else from samples");
+  command->add_option("--curve-rate", arguments->curve_options.rate, "share of the blocks in a sample");
+  command->add_option("--curve-samples", arguments->curve_options.samples, "samples, whose spread is the error");
+  command->add_flag("--curve-sampled", arguments->curve_sampled, "from samples even where exact is possible");
   command->add_flag("--bookkeeping", arguments->bookkeeping, "count hits only: no clock, no bytes, no pinning");
   command->add_option("--policy", arguments->policy, "eviction policy; docs/policies.md lists them")
       ->type_name("NAME")
@@ -320,12 +479,17 @@ void add_simulate_command(CLI::App& app, Action& action) {
   command->add_option("--watermark", engine.watermark, "share of the pool that admission leaves free");
   command->add_option("--time-scale", engine.time_scale, "arrivals this many times as fast");
   command->add_flag("--swap", engine.swap, "preempted sequences go to the host and back; else they are computed again");
+  command->add_option("--host-policy", engine.host_policy, "of the tiers below the pool; else as --policy");
+  command->add_flag("--exclusive", engine.exclusive, "a block is in the pool or in the host tier, never in both");
   command->add_flag("--second-use", engine.admit_second_use, "the host tier takes only blocks that were used twice");
   arguments->settings.add_to(*command);
   command->callback([arguments, &action] {
-    if (!arguments->bookkeeping && (arguments->capacity_blocks != 0 || !arguments->tiers.empty()))
+    if (!arguments->bookkeeping && !arguments->curve && (arguments->capacity_blocks != 0 || !arguments->tiers.empty()))
       throw CLI::RequiredError("--bookkeeping (with --capacity-blocks and --tiers)");
-    action = [arguments] { return arguments->bookkeeping ? run_bookkeeping(*arguments) : run_engine(*arguments); };
+    action = [arguments] {
+      if (arguments->curve) return run_curve(*arguments);
+      return arguments->bookkeeping ? run_bookkeeping(*arguments) : run_engine(*arguments);
+    };
   });
 }
 
@@ -334,6 +498,7 @@ void add_plan_command(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   command->add_option("--trace", arguments->trace.path, "trace file; without it, numbers only");
   arguments->trace.add_to(*command);
+  arguments->workload.add_to(*command);
   command->add_option("--slo", arguments->objective, "what must hold: ttft_p95=2s")->type_name("NAME=TIME");
   command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
   command->add_option("--model", arguments->model, "llama-3.1-8b and others, or a config.json")->type_name("NAME");

@@ -40,6 +40,7 @@ class Pool {
     BlockFacts facts;
     std::uint32_t refs = 0;
     std::int64_t used_ns = 0;
+    bool used_again = false;  // since it came in
   };
   Pool(std::uint32_t capacity, std::unique_ptr<EvictionPolicy> policy)
       : capacity_(capacity), policy_(std::move(policy)), table_(capacity) {}
@@ -69,6 +70,7 @@ class Pool {
       Entry& entry = entries_[index(victim)];
       table_.erase(entry.facts.key_hash);
       free_.push_back(index(victim));
+      if (evicted_) evicted_(entry);
       ages.push_back(static_cast<float>(to_s(now - entry.used_ns)));
       ++evictions;
     }
@@ -76,6 +78,9 @@ class Pool {
     return true;
   }
   void give_back(std::uint64_t count) { nameless_ -= count; }
+  void on_evicted(std::function<void(const Entry&)> hear) { evicted_ = std::move(hear); }
+  // Somebody asked for it and it is not here: for rules that remember.
+  void missed(std::uint64_t name, std::int64_t now) { policy_->on_miss(name, {now}); }
   // A nameless block that is full now gets its name and is held once.
   std::uint32_t name(const BlockFacts& facts) {
     std::uint32_t id = static_cast<std::uint32_t>(entries_.size());
@@ -86,7 +91,7 @@ class Pool {
       free_.pop_back();
     }
     --nameless_;
-    entries_[id] = {facts, 1, 0};
+    entries_[id] = {facts, 1, 0, false};
     entries_[id].facts.id = BlockId{id};
     table_.insert(facts.key_hash, id);
     return id;
@@ -103,6 +108,7 @@ class Pool {
   std::vector<Entry> entries_;
   std::vector<std::uint32_t> free_;
   std::uint64_t nameless_ = 0;
+  std::function<void(const Entry&)> evicted_;
 };
 
 struct Sequence {
@@ -150,6 +156,7 @@ class Engine {
   void leave(Sequence& seq, bool store);
   void preempt(std::size_t at);
   void store(std::uint32_t id);
+  void store_facts(const BlockFacts& facts);
   double prefill_seconds(std::uint64_t tokens, std::uint64_t context) const;
   void sample(bool last = false);
 
@@ -188,7 +195,8 @@ Status Engine::set_up() {
                               o_.pool_bytes, r_.pool_blocks, r_.block_bytes, r_.block_tokens, o_.model.name, kMost));
   const auto tier = [this](std::uint64_t blocks) -> Result<std::unique_ptr<BlockTier>> {
     const auto capacity = static_cast<std::uint32_t>(blocks);
-    FIRN_ASSIGN(std::unique_ptr<EvictionPolicy> policy, make_policy(o_.policy, capacity));
+    FIRN_ASSIGN(std::unique_ptr<EvictionPolicy> policy,
+                make_policy(o_.host_policy.empty() ? o_.policy : o_.host_policy, capacity));
     return std::make_unique<BlockTier>(capacity, std::move(policy));
   };
   FIRN_ASSIGN(std::unique_ptr<EvictionPolicy> policy,
@@ -196,6 +204,10 @@ Status Engine::set_up() {
   pool_ = std::make_unique<Pool>(static_cast<std::uint32_t>(r_.pool_blocks), std::move(policy));
   if (r_.host_blocks > 0) {
     FIRN_ASSIGN(host_, tier(r_.host_blocks));
+    if (o_.exclusive)
+      pool_->on_evicted([this](const Pool::Entry& entry) {
+        if (!o_.admit_second_use || entry.used_again) store_facts(entry.facts);
+      });
   }
   if (r_.disk_blocks > 0 && host_) {
     FIRN_ASSIGN(disk_, tier(r_.disk_blocks));
@@ -334,16 +346,26 @@ bool Engine::admit(Sequence& seq) {
     ids[i] = pool_->find(seq.request.blocks[i]);
     if (ids[i] == NameTable::kEmpty) continue;
     pool_->hold(ids[i]);
-    pool_->entry(ids[i]).facts.live = true;  // here: used a second time
+    pool_->entry(ids[i]).used_again = true;
   }
+  std::vector<bool> from_host(run);
+  for (std::size_t i = 0; i < run; ++i) {
+    if (ids[i] != NameTable::kEmpty || !host_) continue;
+    const BlockId there = host_->find(seq.request.blocks[i]);
+    from_host[i] = there != BlockId::kNone;
+    if (!from_host[i] || !o_.exclusive) continue;
+    host_->remove(there);  // before the pool pushes others down, which could push this one out
+    --host_used_;
+  }
+  for (std::size_t i = run; i < seq.request.blocks.size(); ++i) pool_->missed(seq.request.blocks[i], now_);
   for (std::uint64_t i = 0; i < slots; ++i) FIRN_CHECK(pool_->take(now_, ages_, r_.pool_evictions));
   seq.nameless = slots;
   for (std::size_t i = 0; i < run; ++i) {
     const std::uint64_t name = seq.request.blocks[i];
     if (ids[i] == NameTable::kEmpty) {
-      const bool in_host = host_ && host_->find(name) != BlockId::kNone;
+      const bool in_host = from_host[i];
       if (in_host) {
-        host_->touch(host_->find(name), {now_});
+        if (!o_.exclusive) host_->touch(host_->find(name), {now_});
         if (read_again_.find(name) == NameTable::kEmpty) {
           read_again_.insert(name, 0);
           ++r_.stored_read_again;
@@ -354,7 +376,7 @@ bool Engine::admit(Sequence& seq) {
       ids[i] = pool_->name({.parent = i == 0 ? BlockId::kNone : BlockId{ids[i - 1]},
                             .position = static_cast<std::uint32_t>(i) * r_.block_tokens,
                             .bytes = r_.block_bytes,
-                            .has_copy = in_host,
+                            .has_copy = in_host && !o_.exclusive,
                             .key_hash = name});
       --seq.nameless;
     }
@@ -408,7 +430,7 @@ void Engine::finish_prompt(Sequence& seq) {
     seq.held.push_back(pool_->name({.parent = i == 0 ? BlockId::kNone : BlockId{parent},
                                     .position = static_cast<std::uint32_t>(i) * r_.block_tokens,
                                     .bytes = r_.block_bytes,
-                                    .has_copy = host_ && host_->find(names[i]) != BlockId::kNone,
+                                    .has_copy = host_ && !o_.exclusive && host_->find(names[i]) != BlockId::kNone,
                                     .key_hash = names[i]}));
     --seq.nameless;
   }
@@ -421,6 +443,13 @@ void Engine::store(std::uint32_t id) {
     pool_->set_copy(id, true, now_);
     return;
   }
+  store_facts(facts);
+  pool_->set_copy(id, true, now_);
+}
+
+// Into the host tier; what that pushes out goes to the disk.
+void Engine::store_facts(const BlockFacts& facts) {
+  if (const BlockId there = host_->find(facts.key_hash); there != BlockId::kNone) return host_->touch(there, {now_});
   const double encoded = static_cast<double>(r_.block_bytes) / o_.codec_ratio;
   BlockFacts into = facts, pushed;
   into.parent = BlockId::kNone;
@@ -430,7 +459,6 @@ void Engine::store(std::uint32_t id) {
   read_again_.erase(facts.key_hash);
   down_.send(encoded / down_.bytes_per_s, now_);
   r_.host_down_bytes += static_cast<std::uint64_t>(encoded);
-  pool_->set_copy(id, true, now_);
   if (!host_->insert(into, {now_}, at, pushed)) {
     ++host_used_;
     return;
@@ -446,14 +474,11 @@ void Engine::store(std::uint32_t id) {
 }
 
 void Engine::leave(Sequence& seq, bool keep) {
-  if (keep && host_) {
+  if (keep && host_ && !o_.exclusive) {
     for (const std::uint32_t id : seq.held)
-      if (!o_.admit_second_use || pool_->entry(id).facts.live) store(id);
+      if (!o_.admit_second_use || pool_->entry(id).used_again) store(id);
   }
-  for (std::size_t i = seq.held.size(); i-- > 0;) {
-    pool_->entry(seq.held[i]).facts.live = false;
-    pool_->release(seq.held[i], now_);
-  }
+  for (std::size_t i = seq.held.size(); i-- > 0;) pool_->release(seq.held[i], now_);
   pool_->give_back(seq.nameless);
   seq.held.clear();
   seq.nameless = 0;

@@ -18,7 +18,9 @@ struct EngineOptions {
   DeviceSpec device;
   ModelShape model;
   std::uint64_t pool_bytes = 0, host_bytes = 0, disk_bytes = 0;
-  std::string policy = "lru";
+  std::string policy = "lru";       // of the pool...
+  std::string host_policy = {};     // ...and of the tiers below; empty: the same
+  bool exclusive = false;           // a block is in the pool or in the host tier, stored when the pool pushes it out
   double codec_ratio = 1.0;         // raw bytes by encoded bytes, in the host tier and below
   double codec_bytes_per_s = 10e9;  // of raw bytes, each way; the encoder runs beside the engine
   std::uint32_t max_step_tokens = 2048;

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "sim/trace_formats.h"
+#include "sim/workload.h"
 
 namespace firn::sim {
 namespace {
@@ -35,6 +36,7 @@ Result<TraceFormat> parse_trace_format(std::string_view name) {
 }
 
 Result<std::unique_ptr<TraceReader>> TraceReader::open(const std::string& path, const TraceOptions& options) {
+  if (is_workload(path)) return open_workload(path, options);
   FIRN_ASSIGN(std::unique_ptr<ByteSource> bytes, ByteSource::open(path));
   LineSource lines(std::move(bytes));
   TraceOptions known = options;
