@@ -181,6 +181,11 @@ Status ManagerImpl::size_pool() {
                           PrefixIndex::metadata_bytes(block_count) + FrameTable::metadata_bytes(frame_count) +
                           Ghosts::metadata_bytes(ghost_count) + 2 * 16 * std::uint64_t{block_count} +
                           2 * config_.mover.queue * sizeof(Job);
+  // A state is whole or nothing.
+  const bool partial_reuse =
+      config_.partial_reuse && std::none_of(layout_.sets.begin(), layout_.sets.end(),
+                                            [](const PageSet& set) { return set.kind == GroupKind::kState; });
+  if (partial_reuse) fixed_metadata_bytes_ += PartialIndex::metadata_bytes(block_count);
   if (config_.metadata_budget_bytes == 0)
     config_.metadata_budget_bytes =
         fixed_metadata_bytes_ +
@@ -193,6 +198,7 @@ Status ManagerImpl::size_pool() {
 
   pool_ = std::make_unique<BlockPool>(slot_count, block_count);
   index_ = std::make_unique<PrefixIndex>(*pool_, block_count);
+  if (partial_reuse) partial_ = std::make_unique<PartialIndex>(block_count);
   frames_ = std::make_unique<FrameTable>(frame_count);
   ghosts_ = std::make_unique<Ghosts>(ghost_count);
   FIRN_ASSIGN(slot_policy_, make_policy(config_.eviction, block_count));

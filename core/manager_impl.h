@@ -19,6 +19,7 @@
 #include "core/block_pool.h"
 #include "core/frame_table.h"
 #include "core/ghosts.h"
+#include "core/partial_index.h"
 #include "core/prefix_index.h"
 #include "firn/manager.h"
 #include "firn/thread_pool.h"
@@ -134,6 +135,7 @@ class ManagerImpl final : public Manager {
   // What begin and match_prefix find: the blocks of the longest usable chain, by page set.
   struct Found {
     std::vector<std::vector<BlockId>> tables;
+    std::vector<BlockId> partial;  // by page set, the block that the prompt leaves in its middle; empty: none
     PrefixMatch match;
     std::uint32_t block_count() const { return static_cast<std::uint32_t>(tables[0].size()); }
   };
@@ -173,6 +175,8 @@ class ManagerImpl final : public Manager {
   // The most blocks of found at which every page set can go on: windows are whole, states have a snapshot there.
   std::uint32_t resume_point(const Found& found) const;
   void cut_to_windows(Found& found) const;
+  void find_partial(Found& found, std::span<const TokenId> tokens, const KeyChain& chain, const Key& last,
+                    Fidelity min_fidelity) const;
   std::uint64_t movable_slots() const;
   Status refuse_allocation(std::uint32_t slots);
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
@@ -333,6 +337,7 @@ class ManagerImpl final : public Manager {
   std::condition_variable work_;
   std::unique_ptr<BlockPool> pool_;
   std::unique_ptr<PrefixIndex> index_;
+  std::unique_ptr<PartialIndex> partial_;  // null: partial_reuse is off
   std::unique_ptr<FrameTable> frames_;
   std::unique_ptr<Ghosts> ghosts_;
   std::unique_ptr<EvictionPolicy> slot_policy_, frame_policy_;

@@ -73,6 +73,7 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   Block& block = pool_->block(id);
   if (!block.full()) return;
   index_->remove(id);
+  if (partial_) partial_->remove(id);
   if (reason != MissReason::kNone && index_->find(block.key, block.page_set) == BlockId::kNone)
     ghosts_->remember(block.key, reason);
   block.key = {};

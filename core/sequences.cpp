@@ -193,7 +193,7 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
       std::all_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) { return is_windowed(set); });
   std::uint32_t run = 0;  // blocks that every page set without a window has
   std::vector<MissReason> holes;
-  Key parent{};
+  Key parent{}, last{};
   for (std::size_t i = 0; i < usable; ++i) {
     parent = chain.next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
     bool ends = false, any_set = false;
@@ -209,7 +209,9 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
     }
     if (windowed_ || ends) holes.push_back(hole);
     if (ends) break;
-    if (any_set || !all_windowed) run = static_cast<std::uint32_t>(i) + 1;
+    if (!any_set && all_windowed) continue;
+    run = static_cast<std::uint32_t>(i) + 1;
+    last = parent;
   }
   for (std::vector<BlockId>& table : found.tables) table.resize(run);
   found.match.tokens_full = run * kBlockTokens;
@@ -225,8 +227,40 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
     });
     (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += kBlockTokens;
   }
-  found.match.tokens = found.match.recompute_from = found.block_count() * kBlockTokens;
+  found.match.tokens = found.block_count() * kBlockTokens;
+  if (partial_ && found.block_count() == run) find_partial(found, tokens, chain, last, min_fidelity);
+  found.match.recompute_from = found.match.tokens;
   return found;
+}
+
+// The prompt leaves the cached chain at a block boundary; perhaps some cached block goes on with the same tokens for a
+// while. The one that does so longest is shared like a fork's tail: allocate() copies it before anybody writes to it.
+void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, const KeyChain& chain, const Key& last,
+                               Fidelity min_fidelity) const {
+  const std::span<const TokenId> rest = tokens.subspan(found.match.tokens, tokens.size() - 1 - found.match.tokens);
+  std::uint32_t longest = 0;
+  partial_->for_each_after(last, [&](BlockId id) {
+    const std::span<const TokenId> has = partial_->tokens(id);
+    std::uint32_t same = 0;
+    while (same < std::min<std::size_t>(rest.size(), kBlockTokens) && has[same] == rest[same]) ++same;
+    if (same <= longest) return;
+    const Block& block = pool_->block(id);
+    if (block.coded || block.fidelity > min_fidelity || chain.next(last, has) != block.key) return;
+    std::vector<BlockId> blocks;
+    for (std::uint8_t s = 0; s < layout_.sets.size(); ++s) {
+      bool any = false;
+      blocks.push_back(best_block(block.key, PageSetId{s}, min_fidelity, any));
+      if (blocks.back() == BlockId::kNone || pool_->block(blocks.back()).coded) return;
+    }
+    longest = same;
+    found.partial = std::move(blocks);
+  });
+  if (longest == 0) return;
+  const bool on_device = std::all_of(found.partial.begin(), found.partial.end(),
+                                     [&](BlockId id) { return pool_->block(id).slot != SlotId::kNone; });
+  (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += longest;
+  found.match.tokens += longest;
+  found.match.tokens_partial = longest;
 }
 
 // Leaves what every page set can go on from; what a window does not reach is the null block.
@@ -297,11 +331,13 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   for (std::size_t s = 0; s < seq->tables.size(); ++s) {
     Table& table = seq->tables[s];
     table.blocks.assign(found.tables[s].begin(), found.tables[s].end());  // assign: its room is reserved
-    table.first_held = std::min(first_needed(layout_.sets[s], found.match.tokens), found.block_count());
+    if (!found.partial.empty()) table.blocks.push_back(found.partial[s]);
+    table.first_held = first_needed(layout_.sets[s], std::uint64_t{found.block_count()} * kBlockTokens);
     if (lossy_) table.store_next = std::max(table.store_next, found.block_count());
     for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i) add_ref(table.blocks[i], is_hot(*seq, i));
   }
   seq->last_key = last_key(*seq);
+  if (!found.partial.empty()) slide_out(*seq);
   announce_misses(*seq, tokens);
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
@@ -309,6 +345,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   counters_.prefix_cache_hits += hits;
   counters_.hits_device += found.match.tokens_on_device / kBlockTokens;
   counters_.hits_host += found.match.tokens_on_host / kBlockTokens;
+  counters_.partial_hit_tokens += found.match.tokens_partial;
   const std::uint64_t usable = (tokens.size() - 1) / kBlockTokens;
   const auto miss = [&](MissReason reason, std::uint64_t count) {
     counters_.misses[static_cast<std::size_t>(reason)] += count;
@@ -331,7 +368,7 @@ void ManagerImpl::announce_misses(const Sequence& seq, std::span<const TokenId> 
   if (!slot_policy_->wants_misses()) return;
   const KeyChain& chain = namespaces_[seq.name_space].chain;
   Key key = seq.last_key;
-  for (std::size_t i = seq.block_count(); i < tokens.size() / kBlockTokens; ++i) {
+  for (std::size_t i = seq.committed_blocks(); i < tokens.size() / kBlockTokens; ++i) {
     key = chain.next(key, tokens.subspan(i * kBlockTokens, kBlockTokens));
     slot_policy_->on_miss(policy_name(key), clock_());
   }
@@ -611,6 +648,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   const bool derived = attends_lossy(*seq, first);
   Key key = seq->last_key;
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
+    const Key before = key;
     key = chain.next(key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     for (const Table& table : seq->tables) {
       if (table.blocks[i] == BlockId::kNone) continue;
@@ -619,6 +657,9 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
       block.key = key;
       block.parent = i == 0 ? BlockId::kNone : table.blocks[i - 1];
       index_->insert(table.blocks[i]);
+      if (partial_ && index(block.page_set) == 0)
+        partial_->insert(table.blocks[i], before,
+                         std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     }
   }
   seq->last_key = key;

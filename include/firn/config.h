@@ -49,6 +49,9 @@ struct Config {
     std::uint32_t queue = 64;  // frames waiting to move, at most
   } mover;
 
+  bool partial_reuse = false;  // copy what a prompt shares with the block in which it leaves a cached prefix
+  // Percent of the pool that stays available when a sequence is admitted while others live.
+  std::uint32_t watermark_percent = 0;
   std::string eviction = "lru";
   std::uint32_t max_sequences = 256;
   std::uint64_t max_sequence_tokens = 1u << 20;

@@ -48,7 +48,8 @@ class ThreadPool;
 
 // What a prompt finds. Nothing is held: by the time begin() is called it may be gone.
 struct PrefixMatch {
-  std::uint32_t tokens = 0;            // reusable tokens from the start, a multiple of kBlockTokens, at most tokens - 1
+  std::uint32_t tokens = 0;            // reusable tokens from the start, at most tokens - 1: whole blocks, and tokens_partial
+  std::uint32_t tokens_partial = 0;    // of those, in a block that the prompt leaves in its middle (partial_reuse)
   std::uint32_t tokens_on_device = 0;  // of those, resident in slots
   std::uint32_t tokens_on_host = 0;    // of those, only in host frames
   // With a lossy codec and protect.tail: recompute, matched tokens in the last window that have been through the codec

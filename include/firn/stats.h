@@ -41,6 +41,7 @@ struct Stats {
   std::uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(MissReason::kCount)> misses{};
   std::uint64_t hits_device = 0, hits_host = 0;
+  std::uint64_t partial_hit_tokens = 0;  // copied from blocks that prompts left in their middle
   std::uint64_t evictions = 0, evictions_with_copy = 0;  // slots taken back; of those, losing nothing
   std::uint64_t host_evictions = 0;                      // frames
   std::uint64_t frames_stored = 0, frames_refused = 0, frames_failed = 0;
