@@ -38,6 +38,9 @@ Status ManagerImpl::check_rows(std::uint32_t layer, std::span<const StepRows> ro
   for (const StepRows& part : rows) {
     const Sequence* seq = find_sequence(part.seq);
     if (!seq) return Status(Code::kInvalidArgument, fmt::format("sequence {} does not exist", index(part.seq)));
+    if (seq->preempted)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("sequence {} is preempted; resume() it first", index(part.seq)));
     if (part.row_count == 0 || std::uint64_t{part.row} + part.row_count > max_rows_)
       return Status(Code::kInvalidArgument,
                     fmt::format("rows [{}, {}) of a step that may have {} (pool.max_step_tokens)", part.row,
@@ -59,8 +62,10 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
   if (!bytes_) return Fence{};
   std::vector<AppendItem> items;
   KvShape kv;
+  StepGuard step(*this);
   {
     Lock lock(mutex_);
+    step.start();
     FIRN_TRY(check_rows(layer, rows).with_context("append"));
     const PageSetId page_set = set_of_layer(layer);
     const PageSet& set = layout_.sets[index(page_set)];
@@ -235,10 +240,12 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
   for (const StepRows& part : rows) row_count = std::max(row_count, part.row + part.row_count);
   Wave wave;
   Fence fence;
+  StepGuard step(*this);
   const std::uint64_t layer_bytes = kBlockTokens * kv.token_bytes();
   for (bool first = true, last = false; !last; first = false) {
     {
       Lock lock(mutex_);
+      step.start();
       if (first) {
         FIRN_TRY(check_rows(layer, rows).with_context("attend"));
         FIRN_TRY(settle_lossy(lock).with_context("attend"));

@@ -2,16 +2,42 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace firn {
 
-BlockPool::BlockPool(std::uint32_t slot_count, std::uint32_t block_count) : blocks_(block_count), slots_(slot_count) {
+BlockPool::BlockPool(std::uint32_t slot_count, std::uint32_t block_count, std::uint32_t present)
+    : blocks_(block_count), slots_(slot_count) {
   FIRN_CHECK(slot_count >= 2 && block_count >= 1);
   for (std::uint32_t i = block_count; i-- > 0;) {  // the first record is taken first
     blocks_[i].parent = free_record_;
     free_record_ = BlockId{i};
   }
   slots_[0] = {BlockId::kNone, SlotId{0}, SlotId{0}, SlotState::kNull};
-  for (std::uint32_t i = 1; i < slot_count; ++i) put_free_slot(SlotId{i}, /*at_head=*/false);
+  for (std::uint32_t i = 1; i < slot_count; ++i) slots_[i].state = SlotState::kAbsent;
+  add_slots(1, std::min(present, slot_count) - 1);
+}
+
+void BlockPool::add_slots(std::uint32_t first, std::uint32_t count) {
+  for (std::uint32_t i = first; i < first + count; ++i) {
+    FIRN_CHECK(slots_[i].state == SlotState::kAbsent);
+    slots_[i].state = SlotState::kTaken;
+    put_free_slot(SlotId{i}, /*at_head=*/false);
+  }
+  slot_total_ += count;
+}
+
+void BlockPool::remove_slot(SlotId slot) {
+  Slot& removed = slots_[index(slot)];
+  if (removed.state == SlotState::kFree) {
+    slots_[index(removed.next)].previous = removed.previous;
+    slots_[index(removed.previous)].next = removed.next;
+    --free_slots_;
+  } else {
+    FIRN_CHECK(removed.state == SlotState::kTaken);
+  }
+  removed = {BlockId::kNone, SlotId::kNone, SlotId::kNone, SlotState::kAbsent};
+  --slot_total_;
 }
 
 std::uint64_t BlockPool::metadata_bytes(std::uint32_t slot_count, std::uint32_t block_count) {

@@ -47,8 +47,9 @@ static_assert(sizeof(Block) <= 76, "one million blocks have to fit 96 bytes each
 
 class BlockPool {
  public:
-  // slot_count includes the null slot 0, which is never handed out. Records are taken from block_count.
-  BlockPool(std::uint32_t slot_count, std::uint32_t block_count);
+  // slot_count includes the null slot 0, which is never handed out. Records are taken from block_count. Slots from
+  // `present` on are not there yet: add_slots() brings them.
+  BlockPool(std::uint32_t slot_count, std::uint32_t block_count, std::uint32_t present = ~0u);
   static std::uint64_t metadata_bytes(std::uint32_t slot_count, std::uint32_t block_count);
 
   Block& block(BlockId id) { return blocks_[index(id)]; }
@@ -56,6 +57,7 @@ class BlockPool {
   std::uint32_t block_capacity() const { return static_cast<std::uint32_t>(blocks_.size()); }
   std::uint32_t block_count() const { return block_count_; }
   std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slots_.size()); }
+  std::uint32_t slot_total() const { return slot_total_; }  // that are there, the null slot aside
   std::uint32_t free_slots() const { return free_slots_; }
 
   bool has_free_record() const { return free_record_ != BlockId::kNone; }
@@ -70,7 +72,11 @@ class BlockPool {
   // A slot that is being filled for a block which does not have it yet.
   void set_loading(SlotId slot, BlockId id);
 
-  enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound };
+  // A pool that grows and shrinks: slots come to the tail of the queue, and go when they are free or taken.
+  void add_slots(std::uint32_t first, std::uint32_t count);
+  void remove_slot(SlotId slot);
+
+  enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound, kAbsent };
   SlotState state(SlotId slot) const { return slots_[index(slot)].state; }
   // For verify(): walks the queue forwards and backwards; empty if sound.
   std::vector<std::string> check_queue() const;
@@ -86,7 +92,7 @@ class BlockPool {
   std::vector<Block> blocks_;
   std::vector<Slot> slots_;
   BlockId free_record_ = BlockId::kNone;
-  std::uint32_t block_count_ = 0, free_slots_ = 0;
+  std::uint32_t block_count_ = 0, free_slots_ = 0, slot_total_ = 0;
 };
 
 }  // namespace firn

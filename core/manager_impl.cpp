@@ -59,7 +59,9 @@ ManagerImpl::~ManagerImpl() {
   if (!device_) return;
   // What was started and never waited for may still read and write all of this.
   device_->timeline().wait(device_->timeline().last(), kLastWaitNs).ok();
-  for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
+  for (const Chunk& chunk : chunks_)
+    if (chunk.region.bytes != 0) device_->memory().free(chunk.region);
+  for (const Retired& retired : retired_) device_->memory().free(retired.region);
   if (transfer_.bytes != 0) device_->memory().free(transfer_);
   if (staging_.bytes != 0) device_->memory().free(staging_);
   if (workspace_.bytes != 0) device_->memory().free(workspace_);
@@ -151,7 +153,17 @@ Status ManagerImpl::size_pool() {
           ? kMaxExtentBlocks * block_bytes
           : 0;
   const std::uint64_t taken = workspace_bytes + staging_bytes + transfer_bytes;
-  const std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0;
+  pool_overhead_ = taken;
+  elastic_ = config_.pool.max_budget_bytes != 0;
+  std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0, most_slots = slots;
+  if (elastic_) {
+    constexpr std::uint64_t kElasticChunkBytes = 16u << 20;
+    const std::uint64_t chunk_bytes =
+        std::min({kElasticChunkBytes, slots * block_bytes / 8, device_->memory().info().max_region_bytes});
+    slots_per_chunk_ = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, chunk_bytes / block_bytes));
+    slots = slots / slots_per_chunk_ * slots_per_chunk_;
+    most_slots = (config_.pool.max_budget_bytes - taken) / block_bytes / slots_per_chunk_ * slots_per_chunk_;
+  }
   // A sequence's sinks, its recent window wherever it starts within a block, and a block to grow into.
   // A lossy codec in strict mode takes whole groups: what is cold and no group yet stays too.
   const std::uint64_t group_blocks = strict_lossy() ? kMaxExtentBlocks : 0;
@@ -159,6 +171,7 @@ Status ManagerImpl::size_pool() {
       bytes_ ? layout_.sets.size() *
                    (sink_blocks() + (config_.protect.recent + kBlockTokens - 1) / kBlockTokens + 2 + group_blocks)
              : 2;
+  least_slots_ = static_cast<std::uint32_t>(least);
   if (slots < least)
     return Status(
         Code::kInvalidArgument,
@@ -166,10 +179,14 @@ Status ManagerImpl::size_pool() {
                     "sequence needs {}; set at least {}",
                     format_bytes(budget), slots, block_bytes, format_bytes(taken), least,
                     format_bytes(taken + least * block_bytes)));
-  if (slots >= kMaxRecords)
-    return Status(Code::kInvalidArgument, fmt::format("pool.budget: {} would make {} blocks; at most {} are supported",
-                                                      format_bytes(budget), slots, kMaxRecords));
-  const std::uint32_t slot_count = static_cast<std::uint32_t>(slots) + (bytes_ ? 1 : 0);  // the null slot has no bytes
+  if (most_slots >= kMaxRecords)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("pool.{}: {} would make {} blocks; at most {} are supported", elastic_ ? "max_budget" : "budget",
+                    format_bytes(elastic_ ? config_.pool.max_budget_bytes : budget), most_slots, kMaxRecords));
+  // The null slot has no bytes; a pool of one size that has none counts it within its budget.
+  const std::uint32_t null_slot = bytes_ || elastic_ ? 1 : 0;
+  const std::uint32_t slot_count = static_cast<std::uint32_t>(most_slots) + null_slot;
 
   const std::uint64_t framed = config_.host.budget_bytes * kAssumedRatio / block_bytes;
   const std::uint32_t frame_count =
@@ -196,14 +213,19 @@ Status ManagerImpl::size_pool() {
   if (fail_charge_ != 0) ledger_->fail_charge(fail_charge_);
   FIRN_TRY(charge_metadata());
 
-  pool_ = std::make_unique<BlockPool>(slot_count, block_count);
+  pool_ = std::make_unique<BlockPool>(slot_count, block_count, static_cast<std::uint32_t>(slots) + null_slot);
   index_ = std::make_unique<PrefixIndex>(*pool_, block_count);
   if (partial_reuse) partial_ = std::make_unique<PartialIndex>(block_count);
   frames_ = std::make_unique<FrameTable>(frame_count);
   ghosts_ = std::make_unique<Ghosts>(ghost_count);
   FIRN_ASSIGN(slot_policy_, make_policy(config_.eviction, block_count));
   FIRN_ASSIGN(frame_policy_, make_policy(config_.eviction, block_count));
-  if (!bytes_) return {};
+  if (elastic_) chunks_.resize(most_slots / slots_per_chunk_);
+  const auto take_elastic = [&] {
+    for (std::uint32_t at = 0; at < slots / slots_per_chunk_; ++at) FIRN_TRY(take_chunk(at));
+    return Status();
+  };
+  if (!bytes_) return elastic_ ? take_elastic() : Status();
 
   const auto take = [&](Account account, RegionUse use, std::uint64_t bytes) -> Result<Region> {
     FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(account, bytes));
@@ -218,7 +240,7 @@ Status ManagerImpl::size_pool() {
   if (transfer_bytes != 0) {
     FIRN_ASSIGN(transfer_, take(Account::kStaging, RegionUse::kStaging, transfer_bytes));
   }
-  return take_chunks(static_cast<std::uint32_t>(slots));
+  return elastic_ ? take_elastic() : take_chunks(static_cast<std::uint32_t>(slots));
 }
 
 // The pool in chunks as large as the device allows; where it refuses one, all in halves: memory may be in pieces.
@@ -238,7 +260,7 @@ Status ManagerImpl::take_chunks(std::uint32_t slots) {
       const std::uint32_t count = std::min(slots_per_chunk_, slots - done);
       const Result<Region> region = device_->memory().allocate(RegionUse::kPool, count * block_bytes);
       status = region.status();
-      if (status.ok()) chunks_.push_back({*region, count});
+      if (status.ok()) chunks_.push_back({.region = *region, .slots = count, .charge = {}});
     }
     if (status.code() != Code::kNoSpace || slots_per_chunk_ * block_bytes < 2 * kLeastChunkBytes) return status;
     for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
@@ -328,7 +350,8 @@ DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
 Stats ManagerImpl::stats() const {
   Lock lock(mutex_);
   Stats s = counters_;
-  s.slots_total = pool_->slot_count() - 1;
+  s.slots_total = pool_->slot_total();
+  s.slots_reserved = reserved_slots_;
   s.slots_free = pool_->free_slots();
   s.slots_in_flight = loading_slots_;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {

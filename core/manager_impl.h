@@ -49,6 +49,8 @@ struct Sequence {
   std::vector<Table> tables;      // one a page set, all of one length
   std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
   std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode
+  std::uint32_t reserved = 0;     // slots kept for it that it has not taken yet
+  bool preempted = false;         // has its tokens and no blocks
   bool exact = false;             // asked for exact context: nothing it holds becomes lossy while it lives
   Key last_key;                   // of the last full block
   Ledger::Charge charge;          // for tokens and blocks
@@ -84,6 +86,8 @@ class ManagerImpl final : public Manager {
   Result<SeqId> fork(SeqId seq) override;
   Status rewind(SeqId seq, std::uint32_t n) override;
   Status free(SeqId seq, const Fence& fence) override;
+  Status preempt(SeqId seq, const Fence& fence) override;
+  Result<PrefixMatch> resume(SeqId seq) override;
   std::uint32_t token_count(SeqId seq) const override;
   std::uint32_t usable_tokens(SeqId seq) const override;
   std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override;
@@ -97,6 +101,7 @@ class ManagerImpl final : public Manager {
   Status wait_idle(std::int64_t timeout_ns) override;
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
+  Result<PoolResize> resize_pool(std::uint64_t budget_bytes) override;
   Status reset() override;
   PrefixMatch match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const override;
   Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) override;
@@ -163,11 +168,14 @@ class ManagerImpl final : public Manager {
   // --- sequences.cpp ---
   Sequence* find_sequence(SeqId id);
   const Sequence* find_sequence(SeqId id) const;
-  Result<Sequence*> get_sequence(SeqId id, std::string_view call);
+  Result<Sequence*> get_sequence(SeqId id, std::string_view call);  // not a preempted one
   Result<Sequence*> make_sequence(std::uint16_t name_space);
   void drop_sequence(Sequence& seq);
   Result<std::uint16_t> intern_namespace(std::string_view name);
-  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity) const;
+  // all: the last token is not needed for its logits.
+  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity,
+                    bool all = false) const;
+  void hold(Sequence& seq, const Found& found);  // the sequence has these blocks now
   void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
   // The cheapest of the blocks with this key that are good enough; any: whether there is one that is not.
@@ -178,7 +186,7 @@ class ManagerImpl final : public Manager {
   void find_partial(Found& found, std::span<const TokenId> tokens, const KeyChain& chain, const Key& last,
                     Fidelity min_fidelity) const;
   std::uint64_t movable_slots() const;
-  Status refuse_allocation(std::uint32_t slots);
+  Status refuse_allocation(const Sequence& seq, std::uint32_t slots);
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
   Key last_key(const Sequence& seq) const;
   Status reach_back(Sequence& seq, std::uint32_t n);
@@ -213,7 +221,23 @@ class ManagerImpl final : public Manager {
   // certain: tokens that will be committed; tokens: those and the ones that may be.
   Need blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const;
   std::uint64_t tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const;
-  std::uint32_t available_slots() const;
+  std::uint32_t available_slots(const Sequence* who = nullptr) const;  // without what is kept for others
+  std::uint32_t available_slots(std::span<const StepRequest> requests) const;
+
+  // --- admission.cpp ---
+  std::uint32_t whole_need(const Found& found, std::uint64_t tokens) const;
+  Status admit(const Found& found, std::uint64_t prompt_tokens, const BeginOptions& options);
+  void take_reserved(Sequence& seq, std::uint32_t slots);  // of what is kept for it
+
+  // --- resize.cpp ---
+  struct Leaving;  // what resize_pool gives up
+  Status take_chunk(std::uint32_t chunk);
+  Result<PoolResize> grow_pool(std::uint32_t chunks);
+  Result<PoolResize> shrink_pool(std::uint32_t chunks);
+  Status plan_leaving(Leaving& leaving, std::uint32_t chunks) const;
+  Status copy_leaving(const Leaving& leaving);
+  void free_retired();
+  std::uint32_t chunk_of(SlotId slot) const { return (index(slot) - 1) / slots_per_chunk_; }
   Result<BlockId> make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position);
   void add_ref(BlockId id, bool hot);
   void release(BlockId id, bool hot, bool forget);  // one reference; forget: nobody shall match it again
@@ -288,6 +312,24 @@ class ManagerImpl final : public Manager {
   Status wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready);
 
   // --- attention.cpp ---
+  // A step is under way from start(), under the lock, to the end of the guard, without it.
+  class StepGuard {
+   public:
+    explicit StepGuard(ManagerImpl& manager) : manager_(manager) {}
+    ~StepGuard() {
+      if (!started_) return;
+      Lock lock(manager_.mutex_);
+      --manager_.running_steps_;
+    }
+    void start() {
+      if (!started_) ++manager_.running_steps_;
+      started_ = true;
+    }
+
+   private:
+    ManagerImpl& manager_;
+    bool started_ = false;
+  };
   Status check_rows(std::uint32_t layer, std::span<const StepRows> rows) const;
   // The page set that a layer of the model belongs to; the layer exists.
   PageSetId set_of_layer(std::uint32_t layer) const {
@@ -316,10 +358,21 @@ class ManagerImpl final : public Manager {
   std::uint64_t fail_charge_ = 0;       // tests of create(): which of its charges fails
   struct Chunk {
     Region region;
-    std::uint32_t slots = 0;
+    std::uint32_t slots = 0;  // 0: a pool that can grow does not have this one now
+    Ledger::Charge charge;    // of a pool that can grow; else one charge is for all
   };
   std::vector<Chunk> chunks_;
   std::uint32_t slots_per_chunk_ = 0;
+  bool elastic_ = false;             // pool.max_budget is set
+  std::uint64_t pool_overhead_ = 0;  // of the pool's budget, what is not slots
+  std::uint32_t least_slots_ = 0;
+  struct Retired {  // memory of a chunk that something may still read
+    Region region;
+    Fence fence;
+    Ledger::Charge charge;
+  };
+  std::deque<Retired> retired_;
+  std::uint32_t running_steps_ = 0;  // append and attend calls under way
   Region staging_, workspace_;
   Region transfer_;                    // of one extent, where the host does not reach the pool; else none
   mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
@@ -352,6 +405,7 @@ class ManagerImpl final : public Manager {
     Ledger::Charge charge;
   };
   std::deque<Deferred> deferred_;
+  std::uint32_t reserved_slots_ = 0;                               // of all sequences
   Fence last_write_;                                               // after the newest append or copy
   std::deque<Job> stores_, loads_;                                 // bounded by config_.mover.queue each
   std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left

@@ -556,7 +556,7 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   Lock lock(mutex_);
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
   const std::uint64_t total = seq->tokens.size() + new_tokens;
-  const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(); };
+  const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
   run_deferred();
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
   for (int round = 0; round < 3; ++round) {
@@ -569,7 +569,7 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   return Status(Code::kNoSpace,
                 fmt::format("wait_room: {} tokens need {} slots, {} are available, and live sequences hold "
                             "the others; free a sequence or raise pool.budget or host.budget",
-                            new_tokens, blocks_needed(*seq, total, total).slots(), available_slots()));
+                            new_tokens, blocks_needed(*seq, total, total).slots(), available_slots(seq)));
 }
 
 Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {

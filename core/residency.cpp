@@ -39,6 +39,7 @@ SlotId ManagerImpl::take_slot() {
 }
 
 SlotId ManagerImpl::take_idle_slot() {
+  if (available_slots() == 0) return SlotId::kNone;  // what is kept for somebody is not for promotion
   if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
   BlockId victim;
   const Filter idle = [this](BlockId id) {

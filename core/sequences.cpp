@@ -31,7 +31,11 @@ const Sequence* ManagerImpl::find_sequence(SeqId id) const {
 }
 
 Result<Sequence*> ManagerImpl::get_sequence(SeqId id, std::string_view call) {
-  if (Sequence* seq = find_sequence(id)) return seq;
+  Sequence* seq = find_sequence(id);
+  if (seq && seq->preempted)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("{}: sequence {} is preempted; resume() it first", call, index(id)));
+  if (seq) return seq;
   return Status(Code::kInvalidArgument,
                 fmt::format("{}: sequence {} does not exist (freed already?)", call, index(id)));
 }
@@ -184,11 +188,11 @@ std::uint32_t ManagerImpl::resume_point(const Found& found) const {
 
 // The longest chain of full blocks that somebody has, short of the last token.
 ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const KeyChain& chain,
-                                            Fidelity min_fidelity) const {
+                                            Fidelity min_fidelity, bool all) const {
   Found found;
   found.tables.resize(layout_.sets.size());
   if (tokens.empty()) return found;
-  const std::size_t usable = (tokens.size() - 1) / kBlockTokens;
+  const std::size_t usable = (tokens.size() - (all ? 0 : 1)) / kBlockTokens;
   const bool all_windowed =
       std::all_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) { return is_windowed(set); });
   std::uint32_t run = 0;  // blocks that every page set without a window has
@@ -228,7 +232,7 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
     (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += kBlockTokens;
   }
   found.match.tokens = found.block_count() * kBlockTokens;
-  if (partial_ && found.block_count() == run) find_partial(found, tokens, chain, last, min_fidelity);
+  if (partial_ && !all && found.block_count() == run) find_partial(found, tokens, chain, last, min_fidelity);
   found.match.recompute_from = found.match.tokens;
   return found;
 }
@@ -306,6 +310,21 @@ PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, std::stri
   return find_prefix(tokens, KeyChain(identity_, name_space), min_fidelity).match;
 }
 
+void ManagerImpl::hold(Sequence& seq, const Found& found) {
+  seq.hot_first = hot_first(found.match.tokens);
+  for (std::size_t s = 0; s < seq.tables.size(); ++s) {
+    Table& table = seq.tables[s];
+    table.blocks.assign(found.tables[s].begin(), found.tables[s].end());  // assign: its room is reserved
+    if (!found.partial.empty()) table.blocks.push_back(found.partial[s]);
+    table.first_held = first_needed(layout_.sets[s], std::uint64_t{found.block_count()} * kBlockTokens);
+    // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
+    if (lossy_) table.store_next = std::max(table.store_next, found.block_count());
+    for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i) add_ref(table.blocks[i], is_hot(seq, i));
+  }
+  seq.last_key = last_key(seq);
+  if (!found.partial.empty()) slide_out(seq);
+}
+
 Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOptions& options) {
   Lock lock(mutex_);
   run_deferred();
@@ -319,25 +338,19 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     found.tables.resize(layout_.sets.size());
     found.match.first_miss = MissReason::kNotRead;
   }
+  FIRN_TRY(admit(found, tokens.size(), options));
   FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
   if (const Status status = reserve_tokens(*seq, tokens.size()); !status.ok()) {
     sequences_.erase(index(seq->id));
     return status;
   }
-  seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
-  seq->hot_first = hot_first(found.match.tokens);
-  seq->exact = options.min_fidelity == Fidelity::kExact;
-  // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
-  for (std::size_t s = 0; s < seq->tables.size(); ++s) {
-    Table& table = seq->tables[s];
-    table.blocks.assign(found.tables[s].begin(), found.tables[s].end());  // assign: its room is reserved
-    if (!found.partial.empty()) table.blocks.push_back(found.partial[s]);
-    table.first_held = first_needed(layout_.sets[s], std::uint64_t{found.block_count()} * kBlockTokens);
-    if (lossy_) table.store_next = std::max(table.store_next, found.block_count());
-    for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i) add_ref(table.blocks[i], is_hot(*seq, i));
+  if (options.admission == Admission::kReserve) {
+    seq->reserved = whole_need(found, std::max<std::uint64_t>(tokens.size(), options.expected_tokens));
+    reserved_slots_ += seq->reserved;
   }
-  seq->last_key = last_key(*seq);
-  if (!found.partial.empty()) slide_out(*seq);
+  seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
+  seq->exact = options.min_fidelity == Fidelity::kExact;
+  hold(*seq, found);
   announce_misses(*seq, tokens);
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
@@ -399,8 +412,17 @@ ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t 
   return need;
 }
 
-std::uint32_t ManagerImpl::available_slots() const {
-  return pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
+std::uint32_t ManagerImpl::available_slots(const Sequence* who) const {
+  const std::uint32_t slots = pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
+  const std::uint32_t others = reserved_slots_ - (who ? who->reserved : 0);
+  return slots - std::min(slots, others);
+}
+
+std::uint32_t ManagerImpl::available_slots(std::span<const StepRequest> requests) const {
+  std::uint32_t own = 0;
+  for (const StepRequest& request : requests) own += find_sequence(request.seq)->reserved;
+  const std::uint32_t slots = pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
+  return slots - std::min(slots, reserved_slots_ - std::min(reserved_slots_, own));
 }
 
 // Tokens that the requests may have in their order, each as many as the slots left hold.
@@ -445,8 +467,9 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   std::uint64_t wanted = 0, cold_bytes = 0, movable = 0;
   for (const StepRequest& request : requests) {
     const Sequence* seq = find_sequence(request.seq);
-    if (!seq)
-      return Status(Code::kInvalidArgument, fmt::format("plan_step: sequence {} does not exist", index(request.seq)));
+    if (!seq || seq->preempted)
+      return Status(Code::kInvalidArgument, fmt::format("plan_step: sequence {} {}", index(request.seq),
+                                                        seq ? "is preempted; resume() it first" : "does not exist"));
     plan.blocks_needed +=
         blocks_needed(*seq, seq->tokens.size() + request.new_tokens, seq->tokens.size() + request.new_tokens).slots();
     wanted += request.new_tokens;
@@ -455,7 +478,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
         if (id != BlockId::kNone && pool_->block(id).slot == SlotId::kNone)
           cold_bytes += kBlockTokens * layout_.sets[s].kv.token_bytes();
   }
-  const std::uint64_t slots = available_slots();
+  const std::uint64_t slots = available_slots(requests);
   // What could move is counted only where what is there does not do: it takes a walk over all that lives.
   if (tokens_that_fit(requests, slots) < wanted) movable = movable_slots();
   plan.staging_bytes = cold_bytes;
@@ -471,7 +494,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
             ? Status(Code::kUnavailable, "blocks are on their way to the host or behind a fence: pump() or wait_room()")
             : Status(Code::kNoSpace, fmt::format("all {} slots are held by live sequences; free one or raise "
                                                  "pool.budget",
-                                                 pool_->slot_count() - 1));
+                                                 pool_->slot_total()));
   return plan;
 }
 
@@ -524,18 +547,18 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   return job.status;
 }
 
-Status ManagerImpl::refuse_allocation(std::uint32_t slots) {
+Status ManagerImpl::refuse_allocation(const Sequence& seq, std::uint32_t slots) {
   ++counters_.allocations_refused;
   press_cold();
   if (may_free_slots())
     return Status(Code::kUnavailable,
                   fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way to the host, or "
                               "the fence of a freed sequence has not passed: pump() or wait_room(), then again",
-                              slots, available_slots()));
+                              slots, available_slots(&seq)));
   return Status(Code::kNoSpace,
                 fmt::format("allocate: {} slots needed, {} available, and live sequences hold the others; free a "
                             "sequence or raise pool.budget{}",
-                            slots, available_slots(), host_ ? " or host.budget" : ""));
+                            slots, available_slots(&seq), host_ ? " or host.budget" : ""));
 }
 
 Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new_tokens, std::uint32_t lookahead) {
@@ -548,7 +571,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
                               std::uint64_t{seq->lost_from} * kBlockTokens));
   const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
   const Need need = blocks_needed(*seq, certain, total);
-  if (need.slots() > available_slots()) return refuse_allocation(need.slots());
+  if (need.slots() > available_slots(seq)) return refuse_allocation(*seq, need.slots());
   FIRN_TRY(reserve_tokens(*seq, total));
 
   std::vector<CopyOrder> orders;
@@ -612,6 +635,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
     ++counters_.copy_on_writes;
     release(block, is_hot(*seq, tail), /*forget=*/false);
   }
+  take_reserved(*seq, need.slots());
   return orders;
 }
 
@@ -796,7 +820,9 @@ void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t fi
 Status ManagerImpl::free(SeqId id, const Fence& fence) {
   Lock lock(mutex_);
   run_deferred();
-  FIRN_ASSIGN(Sequence * seq, get_sequence(id, "free"));
+  Sequence* seq = find_sequence(id);
+  if (!seq) return get_sequence(id, "free").status();
+  take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
   if (fence.kind != Fence::Kind::kNone && !device_->timeline().passed(fence)) {
     deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge)});
@@ -808,6 +834,7 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
 }
 
 void ManagerImpl::run_deferred() {
+  free_retired();
   for (std::size_t i = 0; i < deferred_.size();) {
     if (!device_->timeline().passed(deferred_[i].fence)) {
       ++i;
@@ -827,7 +854,7 @@ std::uint32_t ManagerImpl::token_count(SeqId id) const {
 std::uint32_t ManagerImpl::usable_tokens(SeqId id) const {
   Lock lock(mutex_);
   const Sequence* seq = find_sequence(id);
-  if (!seq) return 0;
+  if (!seq || seq->preempted) return 0;
   return static_cast<std::uint32_t>(
       std::min<std::uint64_t>(seq->tokens.size(), std::uint64_t{seq->lost_from} * kBlockTokens));
 }
@@ -846,7 +873,7 @@ std::vector<Key> ManagerImpl::block_keys(SeqId id) const {
   Lock lock(mutex_);
   std::vector<Key> keys;
   const Sequence* seq = find_sequence(id);
-  if (!seq) return keys;
+  if (!seq || seq->preempted) return keys;
   if (windowed_) return namespaces_[seq->name_space].chain.keys(seq->tokens);
   for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i)
     keys.push_back(pool_->block(seq->tables[0].blocks[i]).key);

@@ -40,10 +40,15 @@ Violations ManagerImpl::verify() const {
         counted[index(id)].hot_refs += i < sink_blocks() || i >= first_hot;
       }
   };
-  std::uint64_t sequence_bytes = 0;
+  std::uint64_t sequence_bytes = 0, reserved = 0;
   for (const auto& [number, seq] : sequences_) {
     count(seq->tables, seq->hot_first);
     sequence_bytes += seq->charge.bytes();
+    reserved += seq->reserved;
+    if (seq->preempted) {
+      if (seq->block_count() != 0) fail("sequence {}: preempted, and holds {} blocks", number, seq->block_count());
+      continue;
+    }
     const std::uint32_t wanted = std::min(hot_first(seq->tokens.size()), seq->block_count());
     if (seq->hot_first != wanted)
       fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
@@ -143,7 +148,7 @@ Violations ManagerImpl::verify() const {
          index_->duplicate_count());
 
   // Slots: each is the null slot, free, being filled, or one block's.
-  std::uint32_t free_slots = 0, loading = 0, bound = 0;
+  std::uint32_t free_slots = 0, loading = 0, bound = 0, absent = 0;
   for (std::uint32_t i = 0; i < pool_->slot_count(); ++i) {
     switch (pool_->state(SlotId{i})) {
       case BlockPool::SlotState::kNull:
@@ -151,6 +156,11 @@ Violations ManagerImpl::verify() const {
         break;
       case BlockPool::SlotState::kFree:
         ++free_slots;
+        break;
+      case BlockPool::SlotState::kAbsent:
+        ++absent;
+        if (bytes_ && i != 0 && chunks_[chunk_of(SlotId{i})].slots != 0)
+          fail("slot {}: its chunk is there, and it is not", i);
         break;
       case BlockPool::SlotState::kLoading:
         ++loading;
@@ -169,8 +179,13 @@ Violations ManagerImpl::verify() const {
   }
   if (loading != loading_slots_) fail("slots: {} being filled, {} counted", loading, loading_slots_);
   if (free_slots != pool_->free_slots()) fail("slots: {} free, {} counted", free_slots, pool_->free_slots());
-  if (1 + free_slots + loading + bound != pool_->slot_count())
-    fail("slots: {} free + {} loading + {} bound + null are not {}", free_slots, loading, bound, pool_->slot_count());
+  if (1 + free_slots + loading + bound + absent != pool_->slot_count())
+    fail("slots: {} free + {} loading + {} bound + {} absent + null are not {}", free_slots, loading, bound, absent,
+         pool_->slot_count());
+  if (pool_->slot_total() != pool_->slot_count() - 1 - absent)
+    fail("slots: {} are there, {} counted", pool_->slot_count() - 1 - absent, pool_->slot_total());
+  if (reserved != reserved_slots_)
+    fail("admission: {} slots kept for sequences, {} counted", reserved, reserved_slots_);
 
   // Frames.
   std::uint32_t frames = 0, frame_candidates = 0;
@@ -210,6 +225,7 @@ Violations ManagerImpl::verify() const {
     fail("mover: {} stores and {} loads wait in queues of {}", stores_.size(), loads_.size(), config_.mover.queue);
   std::uint64_t pool_bytes = 0;
   for (const Chunk& chunk : chunks_) pool_bytes += chunk.region.bytes;
+  for (const Retired& retired : retired_) pool_bytes += retired.region.bytes;
   const auto spent = [&](Account account, std::uint64_t parts) {
     if (ledger_->spent(account) != parts)
       fail("ledger: {} bytes spent on {}, its parts have {}", ledger_->spent(account), to_string(account), parts);

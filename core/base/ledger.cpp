@@ -128,7 +128,22 @@ void Ledger::Charge::swap(Charge& other) noexcept {
   std::swap(bytes_, other.bytes_);
 }
 
-std::uint64_t Ledger::limit(Budget budget) const { return limit_[at(budget)]; }
+std::uint64_t Ledger::limit(Budget budget) const {
+  std::lock_guard lock(mutex_);
+  return limit_[at(budget)];
+}
+
+Status Ledger::set_limit(Budget budget, std::uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  std::uint64_t spent = 0;
+  for (std::size_t a = 0; a < kAccounts; ++a)
+    if (budget_of(static_cast<Account>(a)) == budget) spent += spent_[a];
+  if (spent > bytes)
+    return Status(Code::kNoSpace,
+                  fmt::format("the {} budget cannot become {} bytes: {} are spent", to_string(budget), bytes, spent));
+  limit_[at(budget)] = bytes;
+  return {};
+}
 
 std::uint64_t Ledger::spent(Budget budget) const {
   std::lock_guard lock(mutex_);

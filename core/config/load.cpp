@@ -240,6 +240,11 @@ Status validate(const Config& config) {
     if (!status.ok()) problems.add(setting.key, status.message());
   }
   const Config::Pool& pool = config.pool;
+  if (pool.max_budget_bytes != 0 && pool.max_budget_bytes < pool.budget_bytes)
+    problems.add("pool.max_budget", fmt::format("{} is less than pool.budget {}; raise it, or leave it out",
+                                                format_bytes(pool.max_budget_bytes), format_bytes(pool.budget_bytes)));
+  if (pool.max_budget_bytes != 0 && pool.budget_bytes == 0)
+    problems.add("pool.max_budget", "needs a size to start from: set pool.budget");
   if (pool.budget_bytes != 0 && pool.staging_bytes >= pool.budget_bytes)
     problems.add("pool.staging", fmt::format("{} leaves no room for slots in pool.budget {}; lower it or write auto",
                                              format_bytes(pool.staging_bytes), format_bytes(pool.budget_bytes)));

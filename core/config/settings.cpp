@@ -119,6 +119,8 @@ const Setting kSettings[] = {
     word("mode", FIRN_FIELD(mode), kModes, "when a token may become lossy; exact codecs give the same output in both"),
     bytes("pool.budget", FIRN_FIELD(pool.budget_bytes), 64 << 10, "auto",
           "slots, staging and workspace together, per process; auto: a quarter of free memory"),
+    bytes("pool.max_budget", FIRN_FIELD(pool.max_budget_bytes), 64 << 10, "fixed",
+          "the most that the pool may be grown to while it is used, per process; fixed: it keeps its size"),
     bytes(
         "pool.staging", FIRN_FIELD(pool.staging_bytes), 1 << 10, "auto",
         "of pool.budget, for cold blocks decoded on their way to attention, per process; auto: chosen from the model"),

@@ -24,6 +24,7 @@ struct Config {
     std::uint64_t budget_bytes = 0;  // slots, staging and workspace together, per process; 0: a quarter of free memory
     std::uint64_t staging_bytes =
         0;  // of those, for decoded cold blocks on their way to attention; 0: chosen from the model
+    std::uint64_t max_budget_bytes = 0;   // the most that resize_pool() may grow it to; 0: it has one size
     std::uint32_t max_step_tokens = 256;  // rows one attend call may have; sizes the workspace
   } pool;
 

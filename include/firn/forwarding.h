@@ -40,6 +40,9 @@ class ForwardingManager : public Manager {
   Status rewind(SeqId seq, std::uint32_t n) override { return to_.rewind(seq, n); }
   Status free(SeqId seq, const Fence& fence) override { return to_.free(seq, fence); }
 
+  Status preempt(SeqId seq, const Fence& fence) override { return to_.preempt(seq, fence); }
+  Result<PrefixMatch> resume(SeqId seq) override { return to_.resume(seq); }
+
   std::uint32_t token_count(SeqId seq) const override { return to_.token_count(seq); }
   std::uint32_t usable_tokens(SeqId seq) const override { return to_.usable_tokens(seq); }
   std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override {
@@ -60,6 +63,7 @@ class ForwardingManager : public Manager {
     return to_.wait_room(seq, new_tokens, timeout_ns);
   }
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override { return to_.empty_pool(poison); }
+  Result<PoolResize> resize_pool(std::uint64_t budget_bytes) override { return to_.resize_pool(budget_bytes); }
   Status reset() override { return to_.reset(); }
 
   Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) override {

@@ -64,6 +64,8 @@ class FIRN_API Ledger {
   // kNoSpace names the account, what was asked for, what is spent on what, and the setting to raise.
   Result<Charge> charge(Account account, std::uint64_t bytes);
   std::uint64_t limit(Budget budget) const;
+  // kNoSpace: more than that is spent already.
+  Status set_limit(Budget budget, std::uint64_t bytes);
   std::uint64_t spent(Budget budget) const;
   std::uint64_t spent(Account account) const;
   std::uint64_t peak(Budget budget) const;

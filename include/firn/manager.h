@@ -48,7 +48,7 @@ class ThreadPool;
 
 // What a prompt finds. Nothing is held: by the time begin() is called it may be gone.
 struct PrefixMatch {
-  std::uint32_t tokens = 0;            // reusable tokens from the start, at most tokens - 1: whole blocks, and tokens_partial
+  std::uint32_t tokens = 0;  // reusable tokens from the start, at most tokens - 1: whole blocks, and tokens_partial
   std::uint32_t tokens_partial = 0;    // of those, in a block that the prompt leaves in its middle (partial_reuse)
   std::uint32_t tokens_on_device = 0;  // of those, resident in slots
   std::uint32_t tokens_on_host = 0;    // of those, only in host frames
@@ -59,6 +59,13 @@ struct PrefixMatch {
   // snapshot of a recurrent state cuts short (first_miss says so).
   std::uint32_t tokens_full = 0;
   MissReason first_miss = MissReason::kNone;  // why the block after them is not usable
+};
+
+// Whether a sequence is let in. expected_tokens: all it will have in the end, prompt and answer; 0: the prompt.
+enum class Admission : std::uint8_t {
+  kAlways,   // room is looked for when it is allocated
+  kMustFit,  // begin() refuses unless all of it has room now: kUnavailable (later, perhaps), kNoSpace (never)
+  kReserve,  // and that room is kept for it: no other sequence's allocate() takes it
 };
 
 struct BeginOptions {
@@ -73,6 +80,8 @@ struct BeginOptions {
   std::optional<std::string_view> shared_scope = {};
   std::uint32_t shared_tokens = ~0u;
   bool share = false;
+  Admission admission = Admission::kAlways;
+  std::uint32_t expected_tokens = 0;
 };
 struct Begun {
   SeqId seq = SeqId::kNone;
@@ -85,6 +94,18 @@ struct CopyOrder {
   SlotId from = SlotId::kNone, to = SlotId::kNone;
   std::uint32_t tokens = 0;
   PageSetId page_set{0};
+};
+
+// What resize_pool() did.
+struct SlotMove {
+  SlotId from = SlotId::kNone, to = SlotId::kNone;
+  PageSetId page_set{0};
+};
+struct PoolResize {
+  std::uint64_t budget_bytes = 0;  // what the pool may use from now on
+  std::uint32_t slots = 0;
+  std::uint32_t evicted = 0;    // cached blocks that had no room any more
+  std::vector<SlotMove> moved;  // blocks that had to leave their slots: block tables taken before are out of date
 };
 
 struct StepRequest {
@@ -163,6 +184,14 @@ class FIRN_API Manager {
   // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed.
   virtual Status free(SeqId seq, const Fence& fence = {}) = 0;
 
+  // Gives up every block of a sequence that stays in being with its tokens: for a while, others need the room more.
+  // Full blocks stay findable and are stored as at free(); slots are reused only after fence has passed. Until resume()
+  // the sequence takes no call but free() and token_count().
+  virtual Status preempt(SeqId seq, const Fence& fence = {}) = 0;
+  // Takes back what can still be found; the sequence then has match.tokens committed tokens, and the engine computes
+  // the others again. May match all of its tokens if they end with a block.
+  virtual Result<PrefixMatch> resume(SeqId seq) = 0;
+
   virtual std::uint32_t token_count(SeqId seq) const = 0;    // committed
   virtual std::uint32_t usable_tokens(SeqId seq) const = 0;  // of those, before the first block that was lost
   // Slots of a sequence in one page set (layout()). kNone: not resident; SlotId{0}, the null block: behind the window.
@@ -186,6 +215,11 @@ class FIRN_API Manager {
   // queued. Every free slot is overwritten with poison. For tests and demonstrations: nothing of the past is left in
   // the pool.
   virtual Result<std::uint32_t> empty_pool(std::uint8_t poison) = 0;
+  // The pool grows or shrinks to this budget, by whole chunks, at most to pool.max_budget. Shrinking moves what live
+  // sequences hold and evicts what only cached blocks do; it does all of it or nothing. kNoSpace: live blocks do not
+  // fit; kUnavailable: a step is being computed or blocks are on their way, try again. Between steps only: an engine
+  // whose own kernels read slots waits for them first. The memory goes back to the device when nothing reads it.
+  virtual Result<PoolResize> resize_pool(std::uint64_t budget_bytes) = 0;
   virtual Status reset() = 0;  // forgets everything cached; kUnavailable while sequences live
 
   // --- keeping --- (firn/retention.h)

@@ -31,6 +31,7 @@ struct Stats {
   std::uint64_t slots_cached = 0;                 // no live sequence holds them; evictable
   std::uint64_t slots_live = 0;                   // held by live sequences...
   std::uint64_t slots_cold = 0;                   // ...of which cold with a copy below, hence evictable
+  std::uint64_t slots_reserved = 0;               // kept for sequences that were admitted with a reservation
   std::uint64_t slots_in_flight = 0;              // being read or written by the mover, or behind a fence
   std::uint64_t blocks = 0, frames = 0, sequences = 0, duplicate_blocks = 0;
   std::uint64_t block_bytes = 0, token_bytes = 0;
@@ -41,7 +42,7 @@ struct Stats {
   std::uint64_t prefix_cache_queries = 0, prefix_cache_hits = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(MissReason::kCount)> misses{};
   std::uint64_t hits_device = 0, hits_host = 0;
-  std::uint64_t partial_hit_tokens = 0;  // copied from blocks that prompts left in their middle
+  std::uint64_t partial_hit_tokens = 0;                  // copied from blocks that prompts left in their middle
   std::uint64_t evictions = 0, evictions_with_copy = 0;  // slots taken back; of those, losing nothing
   std::uint64_t host_evictions = 0;                      // frames
   std::uint64_t frames_stored = 0, frames_refused = 0, frames_failed = 0;
@@ -52,6 +53,7 @@ struct Stats {
                 blocks_staged = 0;  // decoded into slots; decoded into staging (per layer / layers)
   std::uint64_t frames_read = 0;    // whole frames or single layers of them
   std::uint64_t copy_on_writes = 0, allocations_refused = 0;
+  std::uint64_t admissions_refused = 0, preemptions = 0;
 };
 
 }  // namespace firn

@@ -1,0 +1,214 @@
+// resize.cpp: a pool that grows and shrinks while it is used, because the engine around it needs memory or has some to
+// spare. Memory moves by whole chunks; everything that could refuse is asked before anything is changed.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/manager_impl.h"
+
+namespace firn {
+
+struct ManagerImpl::Leaving {
+  std::vector<char> chunk;       // by chunk: it goes
+  std::vector<BlockId> live;     // in slots that go: must find another
+  std::vector<BlockId> cached;   // likewise, and may be evicted; the first to go first
+  std::vector<BlockId> victims;  // elsewhere: make room for the live ones
+  std::uint32_t spare = 0;       // free slots elsewhere that the live ones leave
+  std::vector<SlotMove> moves;
+  bool has(const ManagerImpl& manager, SlotId slot) const { return chunk[manager.chunk_of(slot)] != 0; }
+};
+
+Status ManagerImpl::take_chunk(std::uint32_t at) {
+  Chunk chunk{.region = {}, .slots = slots_per_chunk_, .charge = {}};
+  if (bytes_) {
+    const std::uint64_t bytes = slots_per_chunk_ * layout_.page_bytes;
+    FIRN_ASSIGN(chunk.charge, ledger_->charge(Account::kPool, bytes));
+    FIRN_ASSIGN(chunk.region, device_->memory().allocate(RegionUse::kPool, bytes));
+  }
+  chunks_[at] = std::move(chunk);
+  return {};
+}
+
+Result<PoolResize> ManagerImpl::resize_pool(std::uint64_t budget_bytes) {
+  Lock lock(mutex_);
+  run_deferred();
+  if (!elastic_)
+    return Status(Code::kInvalidArgument,
+                  "resize_pool: this pool has one size; set pool.max_budget to the most that it may grow to");
+  if (budget_bytes > config_.pool.max_budget_bytes)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("resize_pool: {} are more than pool.max_budget, {}", format_bytes(budget_bytes),
+                              format_bytes(config_.pool.max_budget_bytes)));
+  const std::uint64_t room = budget_bytes - std::min(budget_bytes, pool_overhead_);
+  const auto chunks =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(room / layout_.page_bytes / slots_per_chunk_, chunks_.size()));
+  if (std::uint64_t{chunks} * slots_per_chunk_ < least_slots_)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("resize_pool: {} leave {} slots, by chunks of {}; one sequence needs {}",
+                              format_bytes(budget_bytes), std::uint64_t{chunks} * slots_per_chunk_, slots_per_chunk_,
+                              least_slots_));
+  if (running_steps_ != 0)
+    return Status(Code::kUnavailable, "resize_pool: a step is being computed; try again after it");
+  const auto present = static_cast<std::uint32_t>(
+      std::count_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) { return chunk.slots != 0; }));
+  if (chunks >= present) {
+    FIRN_TRY(ledger_->set_limit(Budget::kDevice, std::max(budget_bytes, ledger_->spent(Budget::kDevice))));
+  }
+  Result<PoolResize> done = chunks >= present ? grow_pool(chunks - present) : shrink_pool(present - chunks);
+  if (done.ok()) {
+    config_.pool.budget_bytes = budget_bytes;
+    done->budget_bytes = budget_bytes;
+    done->slots = pool_->slot_total();
+  }
+  free_retired();
+  moved_.notify_all();
+  return done;
+}
+
+Result<PoolResize> ManagerImpl::grow_pool(std::uint32_t chunks) {
+  std::vector<std::uint32_t> taken;
+  for (std::uint32_t at = 0; taken.size() < chunks; ++at) {
+    if (chunks_[at].slots != 0) continue;
+    if (const Status status = take_chunk(at); !status.ok()) {
+      for (const std::uint32_t back : taken) {
+        if (bytes_) device_->memory().free(chunks_[back].region);
+        chunks_[back] = {};
+      }
+      return status.with_context("resize_pool: the pool stays as it was");
+    }
+    taken.push_back(at);
+  }
+  for (const std::uint32_t at : taken) pool_->add_slots(1 + at * slots_per_chunk_, slots_per_chunk_);
+  return PoolResize{};
+}
+
+// The chunks with the least to move, and whether what has to leave them finds room. Changes nothing.
+Status ManagerImpl::plan_leaving(Leaving& leaving, std::uint32_t chunks) const {
+  std::vector<std::uint32_t> live(chunks_.size()), order;
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    const SlotId slot{i};
+    if (pool_->state(slot) == BlockPool::SlotState::kBound)
+      live[chunk_of(slot)] += !pool_->block(pool_->owner(slot)).candidate;
+  }
+  for (std::uint32_t at = 0; at < chunks_.size(); ++at)
+    if (chunks_[at].slots != 0) order.push_back(at);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::uint32_t a, std::uint32_t b) { return live[a] != live[b] ? live[a] < live[b] : a > b; });
+  leaving.chunk.resize(chunks_.size());
+  for (std::uint32_t i = 0; i < chunks; ++i) leaving.chunk[order[i]] = 1;
+
+  std::uint32_t free_elsewhere = 0;
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    const SlotId slot{i};
+    const BlockPool::SlotState state = pool_->state(slot);
+    if (!leaving.has(*this, slot)) {
+      free_elsewhere += state == BlockPool::SlotState::kFree;
+      continue;
+    }
+    if (state == BlockPool::SlotState::kLoading)
+      return Status(Code::kUnavailable, "resize_pool: blocks are on their way; pump() or wait_idle(), then again");
+    if (state != BlockPool::SlotState::kBound) continue;
+    const Block& block = pool_->block(pool_->owner(slot));
+    if (block.in_flight != 0)
+      return Status(Code::kUnavailable, "resize_pool: blocks are on their way; pump() or wait_idle(), then again");
+    if (!block.candidate) leaving.live.push_back(pool_->owner(slot));
+  }
+  const Filter stays = [&](BlockId id) { return !leaving.has(*this, pool_->block(id).slot); };
+  const Filter goes = [&](BlockId id) { return leaving.has(*this, pool_->block(id).slot); };
+  const auto needed = static_cast<std::uint32_t>(leaving.live.size());
+  if (needed > free_elsewhere) {
+    leaving.victims.resize(needed - free_elsewhere);
+    const std::size_t got = slot_policy_->victims({.count = leaving.victims.size()}, stays, leaving.victims);
+    if (got < leaving.victims.size())
+      return Status(
+          Code::kNoSpace,
+          fmt::format("resize_pool: {} blocks of live sequences would have to move, and {} slots elsewhere are "
+                      "free or can be; preempt() or free a sequence first",
+                      needed, free_elsewhere + got));
+  }
+  leaving.spare = free_elsewhere - std::min(free_elsewhere, needed);
+  leaving.cached.resize(slot_policy_->candidates());
+  leaving.cached.resize(slot_policy_->victims({.count = leaving.cached.size()}, goes, leaving.cached));
+  return {};
+}
+
+Status ManagerImpl::copy_leaving(const Leaving& leaving) {
+  if (!bytes_) return {};
+  for (std::uint8_t s = 0; s < layout_.sets.size(); ++s) {
+    const PageSet& set = layout_.sets[s];
+    std::vector<CopyItem> items;
+    for (const SlotMove& move : leaving.moves)
+      for (std::uint32_t layer = 0; move.page_set == PageSetId{s} && layer < set.layer_count; ++layer)
+        items.push_back({slot_view(set, move.from, layer), slot_view(set, move.to, layer), kBlockTokens});
+    if (items.empty()) continue;
+    FIRN_ASSIGN(last_write_, device_->kernels().copy({set.kv, items}));
+  }
+  return {};
+}
+
+Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
+  Leaving leaving;
+  FIRN_TRY(plan_leaving(leaving, chunks));
+  PoolResize done;
+
+  // From here on only the device can refuse, and then the pool has evicted a few blocks and is as large as it was.
+  std::vector<SlotId> removed;  // free slots that go
+  const auto remove_free = [&] {
+    for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+      if (pool_->state(SlotId{i}) != BlockPool::SlotState::kFree || !leaving.has(*this, SlotId{i})) continue;
+      pool_->remove_slot(SlotId{i});
+      removed.push_back(SlotId{i});
+    }
+  };
+  // Evicting one block may take others along.
+  const auto still = [&](BlockId id) { return pool_->block(id).in_use && pool_->block(id).candidate; };
+  const auto evict_all = [&](std::span<const BlockId> blocks) {
+    for (const BlockId id : blocks) {
+      if (!still(id)) continue;
+      pool_->put_free_slot(evict(id), /*at_head=*/false);
+      ++done.evicted;
+    }
+  };
+  remove_free();
+  evict_all(leaving.victims);
+  const auto move = [&](BlockId id) {
+    const Block& block = pool_->block(id);
+    leaving.moves.push_back({block.slot, pool_->take_free_slot(), block.page_set});
+  };
+  for (const BlockId id : leaving.live) move(id);
+  std::size_t kept = leaving.cached.size();  // those from here on move too: the last to go
+  for (; kept != 0 && leaving.spare != 0; --leaving.spare)
+    if (still(leaving.cached[--kept])) move(leaving.cached[kept]);
+  if (const Status status = copy_leaving(leaving); !status.ok()) {
+    for (const SlotMove& undone : leaving.moves) pool_->put_free_slot(undone.to, /*at_head=*/true);
+    for (const SlotId slot : removed) pool_->add_slots(index(slot), 1);
+    return status.with_context("resize_pool: the pool keeps its size");
+  }
+  for (const SlotMove& moved : leaving.moves) {
+    const BlockId id = pool_->owner(moved.from);
+    pool_->remove_slot(pool_->unbind(id));
+    pool_->bind(moved.to, id);
+  }
+  evict_all(std::span(leaving.cached).first(kept));
+  remove_free();
+  const Fence fence = bytes_ ? device_->timeline().last() : Fence{};
+  for (std::uint32_t at = 0; at < chunks_.size(); ++at) {
+    if (!leaving.chunk[at]) continue;
+    if (bytes_) retired_.push_back({chunks_[at].region, fence, std::move(chunks_[at].charge)});
+    chunks_[at] = {};
+  }
+  done.moved = std::move(leaving.moves);
+  return done;
+}
+
+// Memory goes back when its last reader has finished, and only then is the budget smaller.
+void ManagerImpl::free_retired() {
+  while (!retired_.empty() && device_->timeline().passed(retired_.front().fence)) {
+    device_->memory().free(retired_.front().region);
+    retired_.pop_front();
+  }
+  if (elastic_ && retired_.empty() && ledger_->limit(Budget::kDevice) != config_.pool.budget_bytes)
+    ledger_->set_limit(Budget::kDevice, config_.pool.budget_bytes).ok();  // not yet: at the next call
+}
+
+}  // namespace firn
