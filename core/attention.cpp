@@ -240,16 +240,17 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
   for (const StepRows& part : rows) row_count = std::max(row_count, part.row + part.row_count);
   Wave wave;
   Fence fence;
+  std::lock_guard one_at_a_time(attend_mutex_);  // staging and workspace are one
   StepGuard step(*this);
   const std::uint64_t layer_bytes = kBlockTokens * kv.token_bytes();
   for (bool first = true, last = false; !last; first = false) {
     {
       Lock lock(mutex_);
-      step.start();
       if (first) {
         FIRN_TRY(check_rows(layer, rows).with_context("attend"));
         FIRN_TRY(settle_lossy(lock).with_context("attend"));
       }
+      step.start();
       FIRN_TRY(plan_wave(wave, page_set, rows));
     }
     last = wave.next_rows == rows.size();

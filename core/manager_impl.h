@@ -319,7 +319,7 @@ class ManagerImpl final : public Manager {
     ~StepGuard() {
       if (!started_) return;
       Lock lock(manager_.mutex_);
-      --manager_.running_steps_;
+      if (--manager_.running_steps_ == 0) manager_.moved_.notify_all();
     }
     void start() {
       if (!started_) ++manager_.running_steps_;
@@ -373,6 +373,7 @@ class ManagerImpl final : public Manager {
   };
   std::deque<Retired> retired_;
   std::uint32_t running_steps_ = 0;  // append and attend calls under way
+  std::mutex attend_mutex_;          // who uses staging and workspace; taken before the manager's mutex
   Region staging_, workspace_;
   Region transfer_;                    // of one extent, where the host does not reach the pool; else none
   mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it

@@ -554,10 +554,16 @@ Status ManagerImpl::wait_idle(std::int64_t timeout_ns) {
 
 Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t timeout_ns) {
   Lock lock(mutex_);
+  constexpr std::int64_t kLongestStepWaitNs = 1'000'000'000;
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
   const std::uint64_t total = seq->tokens.size() + new_tokens;
+  const auto need_slots = [&] { return blocks_needed(*seq, total, total).slots(); };
   const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
   run_deferred();
+  // Steps of other threads keep cold blocks from being given up.
+  if (running_steps_ != 0 && need_slots() > pool_->free_slots())
+    moved_.wait_for(lock, std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, kLongestStepWaitNs)),
+                    [&] { return running_steps_ == 0; });
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
   for (int round = 0; round < 3; ++round) {
     if (fits()) return {};
@@ -575,6 +581,7 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
 Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
   Lock lock(mutex_);
   run_deferred();
+  if (running_steps_ != 0) return Status(Code::kUnavailable, "empty_pool: a step is being computed");
   if (moving()) return Status(Code::kUnavailable, "empty_pool: blocks are on their way; wait_idle() first");
   std::uint32_t emptied = 0;
   BlockId victim;

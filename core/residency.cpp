@@ -34,7 +34,9 @@ void ManagerImpl::update_candidate(BlockId id) {
 SlotId ManagerImpl::take_slot() {
   if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
   BlockId victim;
-  if (slot_policy_->victims({}, {}, {&victim, 1}) == 0) return SlotId::kNone;
+  // While another thread computes a step, what live sequences hold may be read this very moment.
+  const Filter unread = [this](BlockId id) { return pool_->block(id).refs == 0; };
+  if (slot_policy_->victims({}, running_steps_ != 0 ? unread : Filter(), {&victim, 1}) == 0) return SlotId::kNone;
   return evict(victim);
 }
 

@@ -500,6 +500,11 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
 
 Result<BlockId> ManagerImpl::make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position) {
   const SlotId slot = take_slot();
+  if (slot == SlotId::kNone && running_steps_ != 0)
+    return Status(
+        Code::kUnavailable,
+        "allocate: cold blocks could make room, but a step of another thread may be reading them; wait_room(), "
+        "then again");
   if (slot == SlotId::kNone || !make_record_room()) {
     if (slot != SlotId::kNone) pool_->put_free_slot(slot, /*at_head=*/true);
     return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
