@@ -8,9 +8,11 @@
 //   commit(seq, tokens)                    now they are part of the sequence, and others may share full blocks
 //   free(seq)
 //
-// Threads:  one caller at a time, each call takes the manager's lock; the mover's worker runs beside it. Without a
-// worker
-//           (mover.worker: false) nothing happens outside your calls: pump() moves what waits.
+// Threads:  any number of callers, each with sequences of its own: two calls about one sequence at once are a mistake.
+//           Each call takes the manager's lock; kernels, codecs and copies run without it, and attend() calls take
+//           turns. The mover's worker runs beside them. Without a worker (mover.worker: false) nothing happens outside
+//           your calls: pump() moves what waits. A lossy codec in strict mode rewrites blocks at commit(): fork()ed
+//           sequences are then for one thread.
 // Memory:   create() takes the pool, staging, workspace and tables; what grows later is charged to the metadata budget.
 // Blocking: no call waits for the mover or a device unless it is named wait_*.
 // Failures: a call that fails leaves every reference, queue and byte as it was, unless it says otherwise.
