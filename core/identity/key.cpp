@@ -1,6 +1,7 @@
 #include "firn/key.h"
 
 #include <blake3.h>
+#include <fmt/format.h>
 
 #include <bit>
 #include <cstring>
@@ -131,6 +132,65 @@ Key KeyChain::next(const Key& parent, std::span<const TokenId> tokens, std::span
   blake3_hasher_update(&state, message, sizeof message);
   blake3_hasher_update(&state, extra.data(), extra.size());
   return finalize(state);
+}
+
+std::vector<Key> KeyChain::keys(std::span<const TokenId> tokens, const KeyExtras& extras) const {
+  if (extras.empty()) return keys(tokens);
+  std::vector<Key> keys(tokens.size() / kBlockTokens);
+  Key parent;
+  for (std::size_t i = 0; i < keys.size(); ++i)
+    parent = keys[i] = next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens),
+                            block_extra(extras, i * std::uint64_t{kBlockTokens}));
+  return keys;
+}
+
+// Parts one after the other, each behind its kind: the adapter in every block, a media item in the blocks that it
+// touches, with the place where it begins seen from the block's first token, below 0 if it began before.
+std::vector<std::byte> block_extra(const KeyExtras& extras, std::uint64_t first_token) {
+  constexpr std::uint32_t kAdapter = 1, kMedia = 2;
+  Writer out;
+  const auto part = [&](std::uint32_t kind, const std::string& bytes) {
+    out.u32(kind);
+    out.u32(static_cast<std::uint32_t>(bytes.size()));
+    out.raw(bytes.data(), bytes.size());
+  };
+  if (!extras.adapter.empty()) part(kAdapter, extras.adapter);
+  for (const MediaItem& item : extras.media) {
+    if (item.first_token >= first_token + kBlockTokens) break;
+    if (std::uint64_t{item.first_token} + item.token_count <= first_token) continue;
+    part(kMedia, item.digest);
+    out.u32(static_cast<std::uint32_t>(static_cast<std::int64_t>(item.first_token) -
+                                       static_cast<std::int64_t>(first_token)));
+  }
+  const std::vector<std::uint8_t> bytes = out.take();
+  const std::span<const std::byte> view = std::as_bytes(std::span(bytes));
+  return {view.begin(), view.end()};
+}
+
+Status validate(const KeyExtras& extras) {
+  constexpr std::size_t kMostAdapterBytes = 256, kMostDigestBytes = 64, kMostItems = 65536;
+  if (extras.adapter.size() > kMostAdapterBytes)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("extras: an adapter's name of {} bytes; at most {}: give its digest",
+                              extras.adapter.size(), kMostAdapterBytes));
+  if (extras.media.size() > kMostItems)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("extras: {} media items; at most {}", extras.media.size(), kMostItems));
+  std::uint64_t end = 0;
+  for (std::size_t i = 0; i < extras.media.size(); ++i) {
+    const MediaItem& item = extras.media[i];
+    const auto wrong = [&](std::string_view what) {
+      return Status(Code::kInvalidArgument, fmt::format("extras: media[{}] {}", i, what));
+    };
+    if (item.token_count == 0) return wrong("has no tokens");
+    if (item.digest.empty() || item.digest.size() > kMostDigestBytes)
+      return wrong(
+          fmt::format("has a digest of {} bytes; 1 to {} say what it shows", item.digest.size(), kMostDigestBytes));
+    if (i != 0 && item.first_token < end)
+      return wrong(fmt::format("begins at token {}, before the one ahead of it ends at {}", item.first_token, end));
+    end = std::uint64_t{item.first_token} + item.token_count;
+  }
+  return {};
 }
 
 std::vector<Key> KeyChain::keys(std::span<const TokenId> tokens) const {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -27,6 +28,22 @@ class FIRN_API Hasher {
   alignas(8) std::byte state_[1920];  // BLAKE3's own state, kept out of the public headers
 };
 
+// What decides, beside the tokens, what a prompt means: goes into the keys of the blocks it concerns (docs/keys.md,
+// section 4).
+struct MediaItem {  // an image, a piece of audio: placeholder tokens that mean something else each time
+  std::uint32_t first_token = 0, token_count = 0;
+  std::string digest;  // of the content, 1 to 64 bytes
+};
+struct KeyExtras {
+  std::string adapter;           // of this request alone, for example a LoRA's digest; at most 256 bytes
+  std::vector<MediaItem> media;  // by first token, none overlapping another
+  bool empty() const { return adapter.empty() && media.empty(); }
+};
+// The extra bytes of the block whose first token is this one; empty: nothing concerns it.
+FIRN_API std::vector<std::byte> block_extra(const KeyExtras& extras, std::uint64_t first_token);
+// kInvalidArgument names the item.
+FIRN_API Status validate(const KeyExtras& extras);
+
 // The digest of everything in a ModelSpec that two caches must agree on.
 FIRN_API Digest model_identity(const ModelSpec& model);
 
@@ -40,6 +57,7 @@ class FIRN_API KeyChain {
   Key next(const Key& parent, std::span<const TokenId> tokens, std::span<const std::byte> extra = {}) const;
   // Keys of all full blocks of a sequence: tokens.size() / kBlockTokens of them.
   std::vector<Key> keys(std::span<const TokenId> tokens) const;
+  std::vector<Key> keys(std::span<const TokenId> tokens, const KeyExtras& extras) const;
   const Digest& root() const { return root_; }
 
  private:
