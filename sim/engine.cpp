@@ -167,7 +167,7 @@ class Engine {
   std::uint64_t host_used_ = 0, disk_used_ = 0;
   Link up_, down_, disk_up_, disk_down_;
   std::int64_t now_ = 0, sampled_ns_ = 0, interval_ns_ = kSecond;
-  std::uint64_t sampled_up_ = 0, sampled_down_ = 0;
+  std::uint64_t sampled_up_ = 0, sampled_down_ = 0, sampled_disk_up_ = 0, sampled_disk_down_ = 0;
   std::optional<Sequence> coming_;
   bool at_end_ = false, short_of_memory_ = false;
   std::deque<Sequence> waiting_;
@@ -603,8 +603,12 @@ void Engine::sample(bool last) {
     s.running = running_.size();
     s.host_up_bytes = r_.host_up_bytes - sampled_up_;
     s.host_down_bytes = r_.host_down_bytes - sampled_down_;
+    s.disk_up_bytes = r_.disk_up_bytes - sampled_disk_up_;
+    s.disk_down_bytes = r_.disk_down_bytes - sampled_disk_down_;
     sampled_up_ = r_.host_up_bytes;
     sampled_down_ = r_.host_down_bytes;
+    sampled_disk_up_ = r_.disk_up_bytes;
+    sampled_disk_down_ = r_.disk_down_bytes;
     r_.samples.push_back(s);
     if (r_.samples.size() < 2 * std::size_t{o_.samples}) continue;
     std::vector<Sample> halved;
@@ -612,6 +616,8 @@ void Engine::sample(bool last) {
       Sample both = r_.samples[i];
       both.host_up_bytes += r_.samples[i - 1].host_up_bytes;
       both.host_down_bytes += r_.samples[i - 1].host_down_bytes;
+      both.disk_up_bytes += r_.samples[i - 1].disk_up_bytes;
+      both.disk_down_bytes += r_.samples[i - 1].disk_down_bytes;
       halved.push_back(both);
     }
     r_.samples = std::move(halved);

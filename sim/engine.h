@@ -42,6 +42,7 @@ struct Sample {  // at the end of an interval of simulated time
   double pool_live = 0, pool_cached = 0, host = 0, disk = 0;  // shares of their capacity
   std::uint64_t waiting = 0, running = 0;
   std::uint64_t host_up_bytes = 0, host_down_bytes = 0;  // moved in the interval
+  std::uint64_t disk_up_bytes = 0, disk_down_bytes = 0;
 };
 
 struct EngineResult {

@@ -38,7 +38,9 @@ Json samples_json(const EngineResult& r) {
                        {"waiting", s.waiting},
                        {"running", s.running},
                        {"host_up_bytes", s.host_up_bytes},
-                       {"host_down_bytes", s.host_down_bytes}});
+                       {"host_down_bytes", s.host_down_bytes},
+                       {"disk_up_bytes", s.disk_up_bytes},
+                       {"disk_down_bytes", s.disk_down_bytes}});
   return samples;
 }
 
@@ -50,6 +52,8 @@ Json make_json(const EngineOptions& o, const EngineResult& r) {
       {"device", o.device.name},
       {"model", o.model.name},
       {"policy", o.policy},
+      {"host_policy", o.host_policy.empty() ? o.policy : o.host_policy},
+      {"exclusive", o.exclusive},
       {"codec_ratio", o.codec_ratio},
       {"block_tokens", r.block_tokens},
       {"block_bytes", r.block_bytes},
@@ -116,8 +120,10 @@ h1{font-size:1.3rem}h2{font-size:1rem;margin:1.6rem 0 .3rem}p.dim,td.dim{color:v
 .card{border:1px solid var(--line);border-radius:8px;padding:.5rem .8rem}.card b{display:block;font-size:1.25rem}
 svg{width:100%;height:170px;border:1px solid var(--line);border-radius:8px}text{fill:var(--dim);font-size:11px}
 #tip{position:fixed;pointer-events:none;background:var(--fg);color:var(--bg);padding:.2rem .5rem;border-radius:5px;font-size:12px;display:none;white-space:pre}
+table{border-collapse:collapse;width:100%}td{padding:.15rem .6rem .15rem 0;border-bottom:1px solid var(--line)}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.bar{width:45%}td.bar i{display:block;height:.8em;background:var(--a);border-radius:2px}
 .key span{margin-right:1rem}.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em}
-</style></head><body><h1 id="title"></h1><p id="say"></p><div class="cards" id="cards"></div><div id="charts"></div>
+</style></head><body><h1 id="title"></h1><p id="say"></p><div class="cards" id="cards"></div><div id="tables"></div><div id="charts"></div>
 <div id="tip"></div><script type="application/json" id="data">)page";
 
 constexpr const char* kScript = R"page(</script><script>
@@ -127,6 +133,13 @@ const r=d.report;$('say').textContent=r.advice.bottleneck+' '+r.advice.next;
 const pct=x=>(100*x).toFixed(1)+' %',sec=x=>x<1?(1000*x).toFixed(0)+' ms':x.toFixed(1)+' s',gib=b=>(b/2**30).toFixed(2)+' GiB';
 for(const [k,v,id] of [['input tokens from cache',pct(r.token_hit_ratio),'token_hit_ratio'],['TTFT p50',sec(r.ttft_s.p50),'ttft_p50'],['TTFT p95',sec(r.ttft_s.p95),'ttft_p95'],['a token p50',sec(r.token_s.p50),'token_p50'],['requests finished',r.finished+' of '+r.requests,'finished'],['preemptions',r.preemptions,'preemptions'],['to the host',gib(r.bytes.host_down),'host_down'],['from the host',gib(r.bytes.host_up),'host_up'],['dollars a million tokens',r.cost_per_million_tokens.toFixed(3),'cost']]){
 const c=document.createElement('div');c.className='card';const t=document.createElement('span');t.textContent=k;const b=document.createElement('b');b.textContent=v;b.id='v_'+id;c.append(b,t);$('cards').append(c)}
+function table(name,rows){const h=document.createElement('h2');h.textContent=name;const t=document.createElement('table');
+for(const [k,v,share,id] of rows){const tr=t.insertRow(),a=tr.insertCell(),n=tr.insertCell(),b=tr.insertCell();a.textContent=k;n.textContent=v;n.className='n';n.id='v_'+id;b.className='bar';const i=document.createElement('i');i.style.width=(100*Math.min(1,share)).toFixed(2)+'%';b.append(i)}$('tables').append(h,t)}
+const of=x=>r.blocks?x/r.blocks:0,words={never_stored:'never computed before, or still being computed',evicted:'computed before, and gone from every tier',after_miss:'here, but behind a block that is not',recompute_cheaper:'in a lower tier, and quicker to compute than to load',tail:'holds the last token, which is always computed'};
+table('Where the blocks of prompts came from (share of '+r.blocks+' blocks)',['pool','host','disk'].map(k=>[k,r.hits[k]+' ('+pct(of(r.hits[k]))+')',of(r.hits[k]),'hits_'+k]));
+table('Why the rest missed',Object.keys(r.misses).map(k=>[words[k],r.misses[k]+' ('+pct(of(r.misses[k]))+')',of(r.misses[k]),'miss_'+k]));
+table('Age of evicted blocks, since their last use',['p50','p90','p99','max'].map(k=>[k,sec(r.eviction_age_s[k]),r.eviction_age_s.max?r.eviction_age_s[k]/r.eviction_age_s.max:0,'age_'+k]));
+table('Time to the first token',['p50','p90','p95','p99'].map(k=>[k,sec(r.ttft_s[k]),r.ttft_s.p99?r.ttft_s[k]/r.ttft_s.p99:0,'ttft_row_'+k]));
 const ns='http://www.w3.org/2000/svg',s=r.samples,W=900,H=170,P=34;
 function chart(name,series,fmt){const h=document.createElement('h2');h.textContent=name;const key=document.createElement('div');key.className='key';
 const v=document.createElementNS(ns,'svg');v.setAttribute('viewBox',`0 0 ${W} ${H}`);v.setAttribute('preserveAspectRatio','none');
@@ -140,6 +153,7 @@ v.onmouseleave=()=>$('tip').style.display='none';$('charts').append(h,key,v)}
 chart('How full the tiers are',[['pool, held',p=>p.pool_live,'a'],['pool, held or cached',p=>p.pool_live+p.pool_cached,'b'],['host',p=>p.host,'c'],['disk',p=>p.disk,'d']],pct);
 chart('Requests',[['waiting',p=>p.waiting,'c'],['running',p=>p.running,'a']],x=>Math.round(x));
 chart('Bytes over the host link, an interval',[['to the host',p=>p.host_down_bytes,'c'],['from the host',p=>p.host_up_bytes,'b']],gib);
+if(r.disk_blocks)chart('Bytes over the disk link, an interval',[['to the disk',p=>p.disk_down_bytes,'c'],['from the disk',p=>p.disk_up_bytes,'b']],gib);
 </script></body></html>
 )page";
 

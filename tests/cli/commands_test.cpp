@@ -157,6 +157,42 @@ TEST(ConfigCommand, PrintsWhatItCanReadBack) {
   EXPECT_EQ(values(again.output), values(first.output));
 }
 
+// Every shipped deployment: good by firn's own check, and with a comment that says what it is for.
+TEST(ConfigCommand, ShippedDeploymentsAreGoodAndSaySoWhatFor) {
+  std::vector<std::string> wanted = {
+      "laptop-igpu", "consumer-8gb", "consumer-24gb",         "server-cpu",  "h200-node", "cxl-two-socket",
+      "redis-fleet", "edge-board",   "long-context-research", "multi-tenant"};
+  for (const auto& entry : std::filesystem::directory_iterator(FIRN_SOURCE_DIR "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const std::string name = entry.path().stem();
+    const Ran ran = run_line("firn config --check configs/" + name + ".yaml", /*with_stderr=*/true);
+    EXPECT_EQ(ran.exit_code, 0) << ran.output;
+    EXPECT_NE(ran.output.find(": good"), std::string::npos) << ran.output;
+    std::ifstream in(entry.path());
+    std::string first, second;
+    std::getline(in, first);
+    std::getline(in, second);
+    EXPECT_NE(first.find("$schema=schema.json"), std::string::npos) << name;
+    EXPECT_EQ(second.rfind("# ", 0), 0u) << name << " does not say what it is for";
+    std::erase(wanted, name);
+  }
+  EXPECT_TRUE(wanted.empty()) << wanted.front() << " is not there";
+}
+
+// What a new user types, with no other argument, ends in a bottleneck and the next thing to try.
+TEST(SimulateCommand, AnswersInOneScreen) {
+  for (const char* name : {"laptop-igpu", "consumer-8gb", "consumer-24gb", "server-cpu", "h200-node", "cxl-two-socket",
+                           "redis-fleet", "edge-board", "long-context-research", "multi-tenant"}) {
+    const Ran ran = run_line(std::string("firn simulate --config configs/") + name +
+                                 ".yaml --trace tests/data/traces/conversation_2000.jsonl.zst",
+                             /*with_stderr=*/false);
+    EXPECT_EQ(ran.exit_code, 0) << name << run_line("true", true).output;
+    EXPECT_LE(std::count(ran.output.begin(), ran.output.end(), '\n'), 24) << ran.output;
+    EXPECT_NE(ran.output.find("first token"), std::string::npos) << name << ran.output;
+    EXPECT_NE(ran.output.rfind("ry "), std::string::npos) << "no advice for " << name << ":\n" << ran.output;
+  }
+}
+
 TEST(SettingsTable, KnowsEveryEvictionPolicy) {
   const auto words = find_setting("eviction")->words;
   const auto names = policy_names();
