@@ -107,5 +107,21 @@ TEST(BlockPoolDeath, MisuseStopsTheProgram) {
   EXPECT_DEATH(pool.bind(pool.take_free_slot(), block), "") << "it has a slot";
 }
 
+TEST(FreeQueue, ASlotThatGoesFromTheMiddleOfTheQueueLeavesItsNeighboursLinked) {
+  BlockPool pool(8, 8, 5);  // slots 1 to 4 are there
+  EXPECT_EQ(pool.slot_total(), 4u);
+  EXPECT_EQ(pool.free_slots(), 4u);
+  pool.remove_slot(SlotId{2});
+  EXPECT_EQ(pool.check_queue(), std::vector<std::string>{});
+  EXPECT_EQ(pool.state(SlotId{2}), BlockPool::SlotState::kAbsent);
+  pool.add_slots(5, 2);
+  EXPECT_EQ(pool.slot_total(), 5u);
+  EXPECT_EQ(pool.check_queue(), std::vector<std::string>{});
+  for (const std::uint32_t wanted : {1u, 3u, 4u, 5u, 6u}) EXPECT_EQ(index(pool.take_free_slot()), wanted);
+  EXPECT_EQ(pool.take_free_slot(), SlotId::kNone);
+  pool.remove_slot(SlotId{6});  // taken by nobody: it may go as well
+  EXPECT_EQ(pool.slot_total(), 4u);
+}
+
 }  // namespace
 }  // namespace firn
