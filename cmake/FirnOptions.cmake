@@ -2,6 +2,7 @@
 option(FIRN_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(FIRN_BUILD_TOOLS "Build the command line and the example engine" ${PROJECT_IS_TOP_LEVEL})
 option(FIRN_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(FIRN_SHARED "Build libfirn.so, the library of the C interface" ${PROJECT_IS_TOP_LEVEL})
 option(FIRN_WERROR "Treat warnings as errors" ${PROJECT_IS_TOP_LEVEL})
 set(FIRN_SANITIZE "" CACHE STRING "Sanitizers, as in -fsanitize= (for example address,undefined)")
 

@@ -25,6 +25,22 @@ function(firn_public_library name)
           DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/firn)
 endfunction()
 
+# firn_shared_library(NAME OBJECTS...): libfirn.so with the C interface, versioned symbols, a soname and a pkg-config file.
+function(firn_shared_library name)
+  set(map ${PROJECT_SOURCE_DIR}/capi/firn.map)
+  add_library(${name} SHARED ${ARGN})
+  add_library(firn::shared ALIAS ${name})
+  set_target_properties(${name} PROPERTIES OUTPUT_NAME firn VERSION ${PROJECT_VERSION} SOVERSION 0 EXPORT_NAME shared
+                        LINK_DEPENDS ${map} LINKER_LANGUAGE CXX)
+  target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
+  target_link_options(${name} PRIVATE -Wl,--version-script=${map} $<$<STREQUAL:${FIRN_SANITIZE},>:-Wl,-z,defs>)
+  target_link_libraries(${name} PRIVATE Threads::Threads hwy::hwy PkgConfig::zstd PkgConfig::xxhash PkgConfig::numa ZLIB::ZLIB
+                        yaml-cpp fmt::fmt ${CMAKE_DL_LIBS})
+  install(TARGETS ${name} EXPORT firnTargets)
+  configure_file(${PROJECT_SOURCE_DIR}/cmake/firn.pc.in ${PROJECT_BINARY_DIR}/firn.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/firn.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endfunction()
+
 # firn_test(NAME SOURCES ... LIBS ... [LABELS ...]): one GoogleTest program; ctest runs it as one test.
 # Labels: "concurrent" also runs under TSan; "release" runs in release builds only.
 function(firn_test name)

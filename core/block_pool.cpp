@@ -116,6 +116,12 @@ void BlockPool::set_loading(SlotId slot, BlockId id) {
   slots_[index(slot)].state = SlotState::kLoading;
 }
 
+std::vector<SlotId> BlockPool::free_order() const {
+  std::vector<SlotId> order;
+  for (SlotId slot = slots_[0].next; slot != SlotId{0}; slot = slots_[index(slot)].next) order.push_back(slot);
+  return order;
+}
+
 std::vector<std::string> BlockPool::check_queue() const {
   std::vector<std::string> broken;
   std::uint32_t walked = 0;

@@ -78,6 +78,7 @@ class BlockPool {
 
   enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound, kAbsent };
   SlotState state(SlotId slot) const { return slots_[index(slot)].state; }
+  std::vector<SlotId> free_order() const;  // the queue from its head
   // For verify(): walks the queue forwards and backwards; empty if sound.
   std::vector<std::string> check_queue() const;
 

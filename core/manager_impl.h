@@ -129,6 +129,8 @@ class ManagerImpl final : public Manager {
   Device& device() override { return *device_; }
   std::vector<NodePlacement> host_placement() const override;
   Result<std::uint64_t> hash_slot(SlotId slot) const override;
+  Result<SlotInfo> slot_info(SlotId slot) const override;
+  std::vector<SlotId> reuse_order() const override;
   Violations verify() const override;
 
  private:

@@ -3,6 +3,8 @@
 // Two rules decide everything. A block is a candidate for eviction when it is full, no mover job reads it, and either
 // no live sequence holds it or it is cold in all of them and a frame below has its bytes. A frame is a candidate when
 // no live sequence holds any of its blocks. So evicting never takes bytes that somebody is going to attend.
+#include <fmt/format.h>
+
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -207,6 +209,24 @@ bool ManagerImpl::make_record_room() {
   while (!pool_->has_free_record())
     if (!host_ || !evict_frame()) return false;
   return true;
+}
+
+Result<SlotInfo> ManagerImpl::slot_info(SlotId slot) const {
+  Lock lock(mutex_);
+  if (firn::index(slot) == 0 || firn::index(slot) >= pool_->slot_count())
+    return Status(Code::kInvalidArgument, fmt::format("slot_info: there are slots 1 to {}", pool_->slot_count() - 1));
+  if (pool_->state(slot) != BlockPool::SlotState::kBound) return SlotInfo{Key{}, 0, PageSetId{0}, true};
+  const Block& block = pool_->block(pool_->owner(slot));
+  return SlotInfo{block.key, block.refs, block.page_set, false};
+}
+
+std::vector<SlotId> ManagerImpl::reuse_order() const {
+  Lock lock(mutex_);
+  std::vector<SlotId> order = pool_->free_order();
+  std::vector<BlockId> victims(slot_policy_->candidates());
+  victims.resize(slot_policy_->victims({victims.size(), 0}, {}, victims));
+  for (const BlockId id : victims) order.push_back(pool_->block(id).slot);
+  return order;
 }
 
 }  // namespace firn

@@ -270,6 +270,12 @@ Result<LoadedConfig> load_config(const ConfigInput& input) {
   return loaded;
 }
 
+std::vector<ConfigSetting> settings_of(const Config& config) {
+  std::vector<ConfigSetting> settings = Reading().loaded.settings;
+  for (std::size_t i = 0; i < settings.size(); ++i) settings[i].value = format_value(settings_table()[i], config);
+  return settings;
+}
+
 std::map<std::string, std::string> firn_environment() {
   std::map<std::string, std::string> found;
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {

@@ -99,6 +99,9 @@ FIRN_API Result<LoadedConfig> load_config_file(const std::string& path,
 FIRN_API std::map<std::string, std::string> firn_environment();
 // Cross-field checks, before anything is allocated; load_config has run them.
 FIRN_API Status validate(const Config& config);
+// Every key with its value in a config made by hand or filled in by a manager; where it came from is not known any
+// more.
+FIRN_API std::vector<ConfigSetting> settings_of(const Config& config);
 FIRN_API std::string config_schema_json();  // configs/schema.json, from the one definition table
 
 // "16MiB", "1.5GiB", "4096B": a number and a unit. Decimal units (kB, MB, GB) are 1000-based.

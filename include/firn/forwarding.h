@@ -104,6 +104,8 @@ class ForwardingManager : public Manager {
   Device& device() override { return to_.device(); }
   std::vector<NodePlacement> host_placement() const override { return to_.host_placement(); }
   Result<std::uint64_t> hash_slot(SlotId slot) const override { return to_.hash_slot(slot); }
+  Result<SlotInfo> slot_info(SlotId slot) const override { return to_.slot_info(slot); }
+  std::vector<SlotId> reuse_order() const override { return to_.reuse_order(); }
   Violations verify() const override { return to_.verify(); }
 
  private:

@@ -137,6 +137,14 @@ struct AttendParams {
   float soft_cap = 0;
 };
 
+// A slot of the pool, for schedulers and tests.
+struct SlotInfo {
+  Key key;                       // of the block in it; zero: empty, or not full yet
+  std::uint32_t references = 0;  // entries of live sequences' tables
+  PageSetId page_set{0};
+  bool empty = false;  // no block is in it
+};
+
 // What verify() found broken; empty: nothing.
 using Violations = std::vector<std::string>;
 
@@ -271,6 +279,10 @@ class FIRN_API Manager {
   virtual std::vector<NodePlacement> host_placement() const = 0;
   // Hash (XXH3-64) of a resident block's raw bytes; kUnavailable if it is not resident.
   virtual Result<std::uint64_t> hash_slot(SlotId slot) const = 0;
+  virtual Result<SlotInfo> slot_info(SlotId slot) const = 0;
+  // The slots that allocate() would take, the next one first: empty ones, then evictable ones in the policy's order.
+  // Policies with a moving hand (sieve, s3fifo) count this as a look.
+  virtual std::vector<SlotId> reuse_order() const = 0;
   // Every invariant the manager has, checked from scratch. O(blocks); leave it on in debug builds.
   virtual Violations verify() const = 0;
 };

@@ -3,7 +3,9 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "firn/export.h"
 
@@ -55,5 +57,13 @@ struct Stats {
   std::uint64_t copy_on_writes = 0, allocations_refused = 0;
   std::uint64_t admissions_refused = 0, preemptions = 0;
 };
+
+// Every figure of Stats with its name, "slots_free" or "misses.never_stored", in the order above.
+struct StatFigure {
+  std::string name;
+  double value = 0;
+};
+FIRN_API std::vector<StatFigure> figures(const Stats& stats);
+FIRN_API std::string stats_json(const Stats& stats);  // one object of them
 
 }  // namespace firn
