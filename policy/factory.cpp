@@ -23,6 +23,9 @@ constexpr std::array kRules = {
     Entry{"s3fifo_fill", make_s3fifo_fill_ranking},
     Entry{"arc", make_arc_ranking},
     Entry{"session", make_session_ranking},
+    Entry{"suffix_first", make_suffix_first_ranking},
+    Entry{"cost_aware", make_cost_aware_ranking},
+    Entry{"priority", make_priority_ranking},
 };
 constexpr auto kNames = [] {
   std::array<std::string_view, kRules.size() + 1> names{"lru"};

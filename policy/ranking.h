@@ -62,6 +62,9 @@ std::unique_ptr<Ranking> make_s3fifo_ranking(std::uint32_t capacity);
 std::unique_ptr<Ranking> make_s3fifo_fill_ranking(std::uint32_t capacity);
 std::unique_ptr<Ranking> make_arc_ranking(std::uint32_t capacity);
 std::unique_ptr<Ranking> make_session_ranking(std::uint32_t capacity);
+std::unique_ptr<Ranking> make_suffix_first_ranking(std::uint32_t capacity);
+std::unique_ptr<Ranking> make_cost_aware_ranking(std::uint32_t capacity);
+std::unique_ptr<Ranking> make_priority_ranking(std::uint32_t capacity);
 // Which access will be the block's next; kNeverUsed: none.
 inline constexpr std::uint64_t kNeverUsed = ~std::uint64_t{0};
 using NextUse = std::function<std::uint64_t(BlockId)>;

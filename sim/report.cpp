@@ -171,6 +171,17 @@ Advice advise(const EngineOptions& o, const EngineResult& r) {
   const std::string more_host = fmt::format(
       "a larger host tier (host.budget is {}): {:.0f} % of the prompt blocks were computed before and were gone",
       gib(static_cast<double>(o.host_bytes)), 100 * lost);
+  const double most = std::max(compute, link);
+  if (most > 0.95 && r.queue_s.p50 > 60)
+    return {
+        fmt::format("Too much load: the {} is busy {:.0f} % of the time, and half of the requests wait {} or longer "
+                    "for their turn{}.",
+                    link > compute ? "link to the host" : "device", 100 * most, time(r.queue_s.p50),
+                    refused > 0.02 ? fmt::format("; {:.0f} % are longer than the pool and refused", 100 * refused)
+                                   : std::string()),
+        fmt::format("Try {}.", lost > 0.1 && o.host_bytes < (std::uint64_t{1} << 40)
+                                   ? more_host + "; or a faster device, or several"
+                                   : "a faster device, or several: more memory would not be enough")};
   if (refused > 0.02)
     return {fmt::format("The pool is too small for {:.0f} % of the requests: they are longer than its {} tokens.",
                         100 * refused, r.pool_blocks * r.block_tokens),

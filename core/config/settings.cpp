@@ -20,7 +20,8 @@ constexpr std::array<string_view, 5> kHostCodecs{"raw", "lossless", "q8", "q4", 
 constexpr std::array<string_view, 2> kTails{"recompute", "accept"};
 // policy_names(), which this part must not know; a test of the command line compares the two.
 constexpr std::array<string_view, 11> kEvictions{
-    "lru", "lru_tail_first", "fifo", "lfu", "length_aware", "sieve", "slru", "s3fifo", "s3fifo_fill", "arc", "session"};
+    "lru",    "lru_tail_first", "fifo", "lfu",     "length_aware", "sieve",      "slru",
+    "s3fifo", "s3fifo_fill",    "arc",  "session", "suffix_first", "cost_aware", "priority"};
 
 bool parse_count(string_view text, std::uint64_t& out) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);

@@ -101,5 +101,58 @@ TEST_P(EveryPolicy, IsDeterministic) {
 INSTANTIATE_TEST_SUITE_P(Rules, EveryPolicy, testing::ValuesIn(policy_names().begin(), policy_names().end()),
                          [](const auto& param) { return std::string(param.param); });
 
+std::vector<std::uint32_t> order_of(EvictionPolicy& policy, std::size_t count) {
+  std::vector<std::uint32_t> order;
+  for (BlockId id; order.size() < count && policy.victims({}, {}, {&id, 1}) == 1;) {
+    policy.on_remove(id);
+    order.push_back(index(id));
+  }
+  return order;
+}
+
+TEST(SuffixFirst, NeverLeavesAHole) {
+  // 0 - 1 - 2 and 1 - 3: the branches go before the trunk, the older one first, although the trunk is older still.
+  const auto policy = make_policy("suffix_first", 8).value();
+  policy->on_insert({.id = BlockId{0}, .position = 0, .bytes = 1, .key_hash = 1}, {1});
+  policy->on_insert({.id = BlockId{1}, .parent = BlockId{0}, .position = 16, .bytes = 1, .key_hash = 2}, {1});
+  policy->on_insert({.id = BlockId{2}, .parent = BlockId{1}, .position = 32, .bytes = 1, .key_hash = 3}, {3});
+  policy->on_insert({.id = BlockId{3}, .parent = BlockId{1}, .position = 32, .bytes = 1, .key_hash = 4}, {2});
+  EXPECT_EQ(order_of(*policy, 4), (std::vector<std::uint32_t>{3, 2, 1, 0}));
+}
+
+TEST(CostAware, KeepsWhatCostsMostAByteAndIsUsedMost) {
+  const auto policy = make_policy("cost_aware", 8).value();
+  policy->on_insert({.id = BlockId{0}, .bytes = 10, .recompute_cost = 10, .key_hash = 1}, {});
+  policy->on_insert({.id = BlockId{1}, .bytes = 10, .recompute_cost = 40, .key_hash = 2}, {});
+  policy->on_insert({.id = BlockId{2}, .bytes = 40, .recompute_cost = 10, .key_hash = 3}, {});
+  policy->on_insert({.id = BlockId{3}, .bytes = 10, .recompute_cost = 10, .key_hash = 4}, {});
+  policy->on_access(BlockId{3}, Access::kHit, {});
+  EXPECT_EQ(order_of(*policy, 4), (std::vector<std::uint32_t>{2, 0, 3, 1}));
+}
+
+TEST(CostAware, ForgetsWhatWasWorthMuchOnce) {
+  const auto policy = make_policy("cost_aware", 8).value();
+  policy->on_insert({.id = BlockId{0}, .bytes = 1, .recompute_cost = 1, .key_hash = 1}, {});
+  for (int i = 0; i < 4; ++i) policy->on_access(BlockId{0}, Access::kHit, {});
+  // A stream of blocks used once raises the age by one each; the fifth is as good as five old uses.
+  for (std::uint32_t i = 1; i < 8; ++i) {
+    policy->on_insert({.id = BlockId{i}, .bytes = 1, .recompute_cost = 1, .key_hash = i + 1}, {});
+    const std::vector<std::uint32_t> gone = order_of(*policy, 1);
+    if (gone[0] == 0) return;
+    ASSERT_EQ(gone[0], i);
+  }
+  FAIL() << "it stays for ever";
+}
+
+TEST(Priority, GoesByTheEnginesMarkAndByLastUseWithinOne) {
+  const auto policy = make_policy("priority", 8).value();
+  policy->on_insert({.id = BlockId{0}, .bytes = 1, .priority = 80, .key_hash = 1}, {});
+  policy->on_insert({.id = BlockId{1}, .bytes = 1, .priority = 35, .key_hash = 2}, {});
+  policy->on_insert({.id = BlockId{2}, .bytes = 1, .priority = 35, .key_hash = 3}, {});
+  policy->on_insert({.id = BlockId{3}, .bytes = 1, .priority = 0, .key_hash = 4}, {});
+  policy->on_access(BlockId{1}, Access::kHit, {});
+  EXPECT_EQ(order_of(*policy, 4), (std::vector<std::uint32_t>{3, 2, 1, 0}));
+}
+
 }  // namespace
 }  // namespace firn
