@@ -19,7 +19,7 @@ constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
 constexpr std::array<string_view, 5> kHostCodecs{"raw", "lossless", "q8", "q4", "kvtc"};
 constexpr std::array<string_view, 2> kTails{"recompute", "accept"};
 // policy_names(), which this part must not know; a test of the command line compares the two.
-constexpr std::array<string_view, 11> kEvictions{
+constexpr std::array<string_view, 14> kEvictions{
     "lru",    "lru_tail_first", "fifo", "lfu",     "length_aware", "sieve",      "slru",
     "s3fifo", "s3fifo_fill",    "arc",  "session", "suffix_first", "cost_aware", "priority"};
 
