@@ -1,7 +1,12 @@
 // firn trace: looks at recorded requests and rewrites them.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -99,6 +104,7 @@ struct Arguments {
   TraceFlags trace;
   std::string out = "-";
   bool json = false;
+  std::vector<std::string> words;
 };
 
 int run_info(Arguments& arguments) {
@@ -118,6 +124,22 @@ int run_convert(Arguments& arguments) {
   return kExitOk;
 }
 
+// A command whose firn records: the setting trace.record reaches it by the environment.
+int run_record(const std::string& out, const std::vector<std::string>& words) {
+  if (words.empty())
+    return fail(Status(Code::kInvalidArgument,
+                       "trace record: after the file, -- and a command that uses firn and reads its settings from the "
+                       "environment: firn trace record t.jsonl -- firn run ..."));
+  std::error_code error;
+  const std::string file = std::filesystem::absolute(out, error).string();
+  setenv("FIRN_TRACE_RECORD", file.c_str(), 1);
+  std::vector<char*> pointers;
+  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
+  pointers.push_back(nullptr);
+  execvp(pointers[0], pointers.data());
+  return fail(Status(Code::kIo, fmt::format("{}: {}", words[0], std::strerror(errno))));
+}
+
 }  // namespace
 
 void add_trace_command(CLI::App& app, Action& action) {
@@ -129,6 +151,16 @@ void add_trace_command(CLI::App& app, Action& action) {
   info->add_flag("--json", arguments->json, "for machines");
   arguments->trace.add_to(*info);
   info->callback([arguments, &action] { action = [arguments] { return run_info(*arguments); }; });
+  CLI::App* record = command->add_subcommand("record", "run a command and record what its manager is asked");
+  record->add_option("out", arguments->out, "file to write")->required();
+  record->add_option("command", arguments->words, "-- and the command");
+  record->prefix_command();
+  record->callback([arguments, record, &action] {
+    std::vector<std::string> words = arguments->words;
+    for (const std::string& word : record->remaining())
+      if (!(words.empty() && word == "--")) words.push_back(word);
+    action = [out = arguments->out, words] { return run_record(out, words); };
+  });
   CLI::App* convert = command->add_subcommand("convert", "rewrite a trace as Mooncake's lines");
   convert->add_option("trace", arguments->trace.path, "trace file")->required();
   convert->add_option("out", arguments->out, "file to write; - is stdout");

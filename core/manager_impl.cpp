@@ -108,6 +108,9 @@ Status ManagerImpl::set_up() {
         Code::kInvalidArgument,
         "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "
         "choose another device");
+  if (!config_.trace_record.empty()) {
+    FIRN_ASSIGN(recorder_, TraceRecorder::create(config_.trace_record));
+  }
   if (config_.host.budget_bytes != 0) FIRN_TRY(make_codecs());
   FIRN_TRY(check_groups());
   FIRN_TRY(size_pool());

@@ -21,6 +21,7 @@
 #include "core/ghosts.h"
 #include "core/partial_index.h"
 #include "core/prefix_index.h"
+#include "core/trace_recorder.h"
 #include "firn/manager.h"
 #include "firn/thread_pool.h"
 
@@ -45,15 +46,17 @@ struct Table {
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
-  std::vector<TokenId> tokens;    // committed
-  std::vector<Table> tables;      // one a page set, all of one length
-  std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
-  std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode
-  std::uint32_t reserved = 0;     // slots kept for it that it has not taken yet
-  bool preempted = false;         // has its tokens and no blocks
-  bool exact = false;             // asked for exact context: nothing it holds becomes lossy while it lives
-  Key last_key;                   // of the last full block
-  Ledger::Charge charge;          // for tokens and blocks
+  std::vector<TokenId> tokens;      // committed
+  std::vector<Table> tables;        // one a page set, all of one length
+  std::uint32_t hot_first = 0;      // blocks from here on are in the recent window
+  std::uint32_t lost_from = ~0u;    // first block whose only copy did not decode
+  std::uint32_t reserved = 0;       // slots kept for it that it has not taken yet
+  bool preempted = false;           // has its tokens and no blocks
+  bool exact = false;               // asked for exact context: nothing it holds becomes lossy while it lives
+  Key last_key;                     // of the last full block
+  std::uint32_t prompt_tokens = 0;  // what it was begun with, and when: for trace.record
+  Instant begun;
+  Ledger::Charge charge;  // for tokens and blocks
   std::uint32_t committed_blocks() const { return static_cast<std::uint32_t>(tokens.size()) / kBlockTokens; }
   std::uint32_t block_count() const { return static_cast<std::uint32_t>(tables[0].blocks.size()); }
 };
@@ -178,6 +181,7 @@ class ManagerImpl final : public Manager {
   Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity,
                     bool all = false) const;
   void hold(Sequence& seq, const Found& found);  // the sequence has these blocks now
+  void record_request(const Sequence& seq);
   void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
   // The cheapest of the blocks with this key that are good enough; any: whether there is one that is not.
@@ -346,6 +350,7 @@ class ManagerImpl final : public Manager {
   bool windowed_ = false;
   Digest identity_;
   std::function<Instant()> clock_;
+  std::unique_ptr<TraceRecorder> recorder_;  // null: nothing is recorded
   std::unique_ptr<ThreadPool> own_threads_;
   ThreadPool* threads_ = nullptr;
   std::unique_ptr<Device> own_device_;

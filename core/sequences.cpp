@@ -352,6 +352,8 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   seq->exact = options.min_fidelity == Fidelity::kExact;
   hold(*seq, found);
   announce_misses(*seq, tokens);
+  seq->prompt_tokens = static_cast<std::uint32_t>(tokens.size());
+  seq->begun = clock_();
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
   counters_.prefix_cache_queries += queried;
@@ -373,6 +375,16 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     miss(MissReason::kPartialTail, queried - usable);
   }
   return Begun{seq->id, found.match};
+}
+
+// What was computed of it: a prompt that was given up half-way is recorded as far as it came.
+void ManagerImpl::record_request(const Sequence& seq) {
+  const std::size_t prompt = std::min<std::size_t>(seq.prompt_tokens, seq.tokens.size());
+  if (!recorder_ || prompt == 0) return;
+  const auto tokens = std::span<const TokenId>(seq.tokens).first(prompt);
+  recorder_->record(seq.id, seq.begun, static_cast<std::uint32_t>(prompt),
+                    static_cast<std::uint32_t>(seq.tokens.size() - prompt),
+                    namespaces_[seq.name_space].chain.keys(tokens));
 }
 
 // What the prompt asked for and is not here will be computed: rules that remember what they evicted hear of it before
@@ -708,6 +720,8 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
     return status;
   }
   child->tokens.assign(parent->tokens.begin(), parent->tokens.end());
+  child->prompt_tokens = static_cast<std::uint32_t>(parent->tokens.size());
+  child->begun = clock_();
   const std::uint32_t shared = blocks_for(parent->tokens.size());
   child->hot_first = std::min(parent->hot_first, shared);
   child->lost_from = parent->lost_from;
@@ -827,6 +841,7 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   run_deferred();
   Sequence* seq = find_sequence(id);
   if (!seq) return get_sequence(id, "free").status();
+  record_request(*seq);
   take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
   if (fence.kind != Fence::Kind::kNone && !device_->timeline().passed(fence)) {

@@ -77,6 +77,12 @@ class JsonLinesReader final : public TraceReader {
     if (key == "input_length") return count(line.input);
     if (key == "output_length") return count(line.output);
     if (key == "hash_ids") return ids(scan, request.blocks);
+    if (key == "block_size") {  // firn's own recordings say it
+      double tokens = 0;
+      if (!scan.number(tokens) || !(tokens >= 1 && tokens <= 1 << 20)) return false;
+      if (block_tokens_ == 0) block_tokens_ = static_cast<std::uint32_t>(tokens);
+      return true;
+    }
     if (key == "chat_id" && scan.peek() != '"') return id(line.chat);
     if (key == "parent_chat_id" && scan.peek() != '"') return id(line.parent);
     if (key == "session_id" && scan.peek() == '"') {

@@ -45,6 +45,8 @@ struct Config {
     bool huge_pages = true;
   } host;
 
+  std::string trace_record;  // trace.record: a file that firn simulate reads back; empty: nothing is recorded
+
   struct Mover {
     bool worker = true;        // a background thread; false: pump() does the work in the caller's thread
     std::uint32_t queue = 64;  // frames waiting to move, at most

@@ -4,6 +4,9 @@
 #include "sim/replay.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "examples/llama/engine.h"
 #include "sim/virtual_engine.h"
@@ -180,6 +183,49 @@ TEST(MeasuredRates, AreStraightLinesBetweenWhatWasMeasured) {
   EXPECT_DOUBLE_EQ(cost({.rows = 6}), 1.5);
   EXPECT_DOUBLE_EQ(cost({.rows = 99}), 2.0) << "no step was larger than the largest measured";
   EXPECT_DOUBLE_EQ(cost({.rows = 1, .pairs = 2, .cold_blocks = 1, .frames_stored = 1}), 112.0);
+}
+
+// What a manager writes is what it was asked: replayed, the same prompts find the same prefixes.
+TEST(TraceRecord, ReadBackGivesTheSameHits) {
+  const std::string file =
+      (std::filesystem::temp_directory_path() / ("firn_record_" + std::to_string(getpid()) + ".jsonl")).string();
+  ModelSpec model;
+  model.name = "small";
+  model.weights.bytes.fill(1);
+  model.groups = {{GroupKind::kFull, 1, {Dtype::kF16, 1, 8, 8}, 0}};
+  Config config;
+  config.device = "none";
+  config.pool.budget_bytes = 3000 * model.block_bytes();
+  config.mover.worker = false;
+  const auto run = [&](const std::function<Result<bool>(TraceRequest&)>& requests, const TokenMaker& tokens,
+                       const std::string& record) {
+    config.trace_record = record;
+    VirtualClock clock;
+    auto manager =
+        Manager::create(config, model, {.threads = nullptr, .device = nullptr, .clock = clock.reader()}).value();
+    VirtualEngine engine(*manager, clock, {.cost = [](const StepWork&) { return 1e-3; }});
+    const auto ran = replay(engine, *manager, requests,
+                            {.tokens = tokens, .places = 1, .now = clock.reader(), .wait_until = {}, .after_turn = {}});
+    EXPECT_TRUE(ran.ok()) << ran.status().message();
+    return *ran;
+  };
+  const auto reader = TraceReader::open(slice("conversation_2000.jsonl.zst"), {.max_requests = 300}).value();
+  const Replay first = run(source(*reader), small_tokens(), file);
+  const auto again = TraceReader::open(file, {.strict = true}).value();
+  const Replay second = run(source(*again), {.block_tokens = kBlockTokens}, "");
+  EXPECT_EQ(again->block_tokens(), kBlockTokens);
+  std::filesystem::remove(file);
+  ASSERT_EQ(first.requests.size(), 300u);
+  ASSERT_EQ(second.requests.size(), first.requests.size());
+  std::uint64_t hits = 0;
+  for (std::size_t i = 0; i < first.requests.size(); ++i) {
+    EXPECT_EQ(first.requests[i].prompt_tokens, second.requests[i].prompt_tokens);
+    EXPECT_EQ(first.requests[i].hit_tokens, second.requests[i].hit_tokens) << "request " << i;
+    hits += first.requests[i].hit_tokens;
+  }
+  EXPECT_GT(hits, 0u);
+  config.trace_record = "/nowhere/at/all.jsonl";
+  EXPECT_EQ(Manager::create(config, model).status().code(), Code::kIo);
 }
 
 }  // namespace
