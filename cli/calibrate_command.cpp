@@ -114,7 +114,7 @@ Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std:
        i += kHeldOutEvery)
     held_out.push_back(windows[i]);
   std::vector<EvaluatedCodec> codecs;
-  for (const std::uint32_t ratio : flags.ratios) codecs.push_back({fmt::format("kvtc@{}", ratio), flags.out});
+  for (const std::uint32_t ratio : flags.ratios) codecs.push_back({fmt::format("kvtc@{}", ratio), flags.out, ""});
   EvaluationOptions options;
   options.context = flags.window - 1;
   options.threads = flags.threads;

@@ -4,19 +4,31 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
+
+#include "examples/llama/capture.h"
+#include "firn/codec.h"
+#include "storage/codec/lossy_kernels.h"
 
 namespace firn::cli {
 namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::size_t kAsked = 16;  // queries of a window that attention errors are measured with
 
 // Log-probabilities out of logits, in place.
 void to_log_probabilities(std::vector<float>& logits) {
   const float most = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit - most));
+  for (const float logit : logits) sum += static_cast<double>(std::exp(logit - most));
   const auto shift = static_cast<float>(most + std::log(sum));
   for (float& logit : logits) logit -= shift;
 }
@@ -24,8 +36,6 @@ void to_log_probabilities(std::vector<float>& logits) {
 std::size_t best(const std::vector<float>& values) {
   return static_cast<std::size_t>(std::max_element(values.begin(), values.end()) - values.begin());
 }
-
-using Scores = std::vector<std::vector<float>>;  // log-probabilities after each scored token
 
 Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec, const EvaluationOptions& options) {
   Config config;
@@ -39,105 +49,383 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
   config.host.budget_bytes = 2 * options.context * token_bytes + (512u << 20);
   config.host.artefact = codec.artefact;
   config.host.allow_unmeasured = true;
-  if (at != std::string::npos) config.host.ratio = static_cast<std::uint32_t>(std::stoul(codec.name.substr(at + 1)));
-  FIRN_TRY(validate(config));
+  if (at != std::string::npos) {
+    const std::string ratio = codec.name.substr(at + 1);
+    if (ratio.empty() || ratio.size() > 4 || ratio.find_first_not_of("0123456789") != std::string::npos)
+      return Status(Code::kInvalidArgument, fmt::format("codec {}: '{}' is no ratio", codec.name, ratio));
+    config.host.ratio = static_cast<std::uint32_t>(std::stoul(ratio));
+  }
+  FIRN_TRY(validate(config).with_context("codec " + codec.name));
   return config;
 }
 
-Result<Scores> score(Session& session, const std::vector<TokenId>& window, const EvaluationOptions& options,
-                     Progress& progress) {
-  const std::span<const TokenId> prefix = std::span(window).first(options.context - options.scored);
-  BeginOptions begin;
-  begin.read_cache = false;
-  FIRN_ASSIGN(llama::Sequence sequence, session.engine->begin(prefix, begin));
-  FIRN_TRY(prefill(session, sequence, [&](std::size_t tokens) { progress.add(tokens); }));
-  Scores scores;
-  for (std::size_t i = prefix.size(); i < options.context; ++i) {
-    sequence.push(window[i]);
-    FIRN_TRY(prefill(session, sequence, [&](std::size_t tokens) { progress.add(tokens); }));
-    scores.emplace_back(sequence.logits().begin(), sequence.logits().end());
-    to_log_probabilities(scores.back());
+// The codec alone, as the manager makes it.
+Result<std::unique_ptr<Codec>> codec_for(const LoadedModel& model, const EvaluatedCodec& codec, const Config& config) {
+  FIRN_ASSIGN(const CodecId id, codec_from_name(config.host.codec));
+  if (id != CodecId::kKvtc) return make_codec(id);
+  FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(codec.artefact));
+  return make_codec(id, artefact, config.host.ratio, model.model.spec());
+}
+
+// --- one unit: one codec, one window ---
+struct Unit {
+  TokenScores scores;
+  std::uint64_t frames = 0, guarded = 0, frame_bytes = 0, raw_bytes = 0;
+  double seconds = 0;
+  AttentionErrors attention;
+};
+
+Json sums_json(const std::vector<AttentionErrors::Sum>& sums) {
+  Json json = Json::array();
+  for (const AttentionErrors::Sum& sum : sums) json.push_back({sum.error, sum.of});
+  return json;
+}
+
+std::vector<AttentionErrors::Sum> sums_of(const Json& json) {
+  std::vector<AttentionErrors::Sum> sums;
+  for (const Json& sum : json) sums.push_back({sum.at(0).get<double>(), sum.at(1).get<double>()});
+  return sums;
+}
+
+Json unit_json(const Unit& u) {
+  const AttentionErrors& a = u.attention;
+  return {{"klds", u.scores.klds},
+          {"losses", u.scores.losses},
+          {"exact_losses", u.scores.exact_losses},
+          {"agreed", u.scores.agreed},
+          {"frames", u.frames},
+          {"guarded", u.guarded},
+          {"frame_bytes", u.frame_bytes},
+          {"raw_bytes", u.raw_bytes},
+          {"seconds", u.seconds},
+          {"attention",
+           {{"logits", sums_json(a.logits)},
+            {"outputs", sums_json(a.outputs)},
+            {"keys", sums_json(a.keys)},
+            {"values", sums_json(a.values)},
+            {"logits_by_key", sums_json(a.logits_by_key)},
+            {"outputs_by_query", sums_json(a.outputs_by_query)},
+            {"numbers", {a.raw_bytes, a.frame_bytes, a.extents, a.guarded}},
+            {"cpu_s", {a.encode_cpu_s, a.decode_cpu_s}}}}};
+}
+
+Unit unit_of(const Json& json) {
+  Unit u;
+  json.at("klds").get_to(u.scores.klds);
+  json.at("losses").get_to(u.scores.losses);
+  json.at("exact_losses").get_to(u.scores.exact_losses);
+  json.at("agreed").get_to(u.scores.agreed);
+  json.at("frames").get_to(u.frames);
+  json.at("guarded").get_to(u.guarded);
+  json.at("frame_bytes").get_to(u.frame_bytes);
+  json.at("raw_bytes").get_to(u.raw_bytes);
+  json.at("seconds").get_to(u.seconds);
+  const Json& a = json.at("attention");
+  u.attention.logits = sums_of(a.at("logits"));
+  u.attention.outputs = sums_of(a.at("outputs"));
+  u.attention.keys = sums_of(a.at("keys"));
+  u.attention.values = sums_of(a.at("values"));
+  u.attention.logits_by_key = sums_of(a.at("logits_by_key"));
+  u.attention.outputs_by_query = sums_of(a.at("outputs_by_query"));
+  a.at("numbers").at(0).get_to(u.attention.raw_bytes);
+  a.at("numbers").at(1).get_to(u.attention.frame_bytes);
+  a.at("numbers").at(2).get_to(u.attention.extents);
+  a.at("numbers").at(3).get_to(u.attention.guarded);
+  a.at("cpu_s").at(0).get_to(u.attention.encode_cpu_s);
+  a.at("cpu_s").at(1).get_to(u.attention.decode_cpu_s);
+  return u;
+}
+
+// Finished units by name, in a file that is replaced whole each time: a kill leaves the old or the new one.
+class State {
+ public:
+  explicit State(std::string path) : path_(std::move(path)) {
+    if (path_.empty()) return;
+    std::ifstream in(path_);
+    Json read = Json::parse(in, nullptr, /*allow_exceptions=*/false);
+    if (read.is_object()) units_ = std::move(read);  // else it was never finished: start anew
   }
+  // A unit that is not as this program writes them is computed again.
+  bool find(const std::string& name, Unit& unit) const {
+    const auto found = units_.find(name);
+    if (found == units_.end()) return false;
+    try {
+      unit = unit_of(*found);
+    } catch (const Json::exception&) {
+      return false;
+    }
+    return true;
+  }
+  Status add(const std::string& name, const Unit& unit) {
+    if (path_.empty()) return {};
+    units_[name] = unit_json(unit);
+    const std::string fresh = path_ + ".new";
+    std::ofstream out(fresh);
+    out << units_;
+    out.close();
+    if (!out || std::rename(fresh.c_str(), path_.c_str()) != 0) return Status(Code::kIo, path_ + " cannot be written");
+    return {};
+  }
+
+ private:
+  std::string path_;
+  Json units_ = Json::object();
+};
+
+// Everything that a unit's result follows from.
+Result<std::string> unit_name(const LoadedModel& model, const EvaluatedCodec& codec, const EvaluationOptions& options,
+                              const std::vector<TokenId>& window) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a of the tokens
+  for (const TokenId token : window) hash = (hash ^ static_cast<std::uint32_t>(token)) * 1099511628211u;
+  std::string artefact;
+  if (!codec.artefact.empty()) {
+    FIRN_ASSIGN(const std::shared_ptr<const Artefact> loaded, load_artefact(codec.artefact));
+    artefact = " of " + to_hex(describe(*loaded).digest);
+  }
+  return fmt::format("{}{}, {} of {} tokens {:016x}, model {}{}", codec.name, artefact, options.scored, options.context,
+                     hash, to_hex(model.model.spec().weights).substr(0, 16), options.attention ? ", attention" : "");
+}
+
+// The exact run of a window: what codecs are compared with. Computed when the first of them asks.
+struct Reference {
+  Scores scores;
+  AttentionTrace trace;
+};
+
+// A mover without a thread is pumped by whoever runs the model; here it has one.
+Result<Scores> score_with(llama::Engine& engine, llama::Sequence& sequence, std::span<const TokenId> text,
+                          Progress& progress) {
+  Scores scores;
+  const std::size_t first = sequence.tokens().size();
+  engine.listen(first, [&](const llama::Sequence&, std::size_t position, std::span<const float> logits) {
+    scores.resize(position - first + 1);
+    scores.back().assign(logits.begin(), logits.end());
+    to_log_probabilities(scores.back());
+  });
+  llama::Sequence* sequences[] = {&sequence};
+  Status status;
+  for (std::size_t i = 0; i < text.size() && status.ok(); ++i) {
+    sequence.push(text[i]);
+    if ((first + i + 1) % kBlockTokens == 0 || i + 1 == text.size())
+      status = engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); });
+  }
+  engine.listen(0, {});
+  FIRN_TRY(status);
   return scores;
 }
 
-// 95 % of the means of windows drawn anew.
-void bootstrap(const std::vector<double>& of_windows, Evaluation& result) {
+Result<Scores> serve(Session& session, llama::Engine& engine, const std::vector<TokenId>& window,
+                     const EvaluationOptions& options, Progress& progress) {
+  BeginOptions begin;
+  begin.read_cache = false;
+  const std::span<const TokenId> text = std::span(window).first(options.context);
+  FIRN_ASSIGN(llama::Sequence sequence, engine.begin(text.first(options.context - options.scored), begin));
+  llama::Sequence* sequences[] = {&sequence};
+  FIRN_TRY(engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); }));
+  FIRN_ASSIGN(Scores scores, score_with(engine, sequence, text.last(options.scored), progress));
+  FIRN_TRY(session.manager->wait_idle());
+  return scores;
+}
+
+Result<Reference> exact_run(const LoadedModel& model, const std::vector<TokenId>& window,
+                            const EvaluationOptions& options, Progress& progress) {
+  Reference reference;
+  FIRN_ASSIGN(const Config config, config_for(model, {"exact", "", ""}, options));
+  FIRN_ASSIGN(Session session, Session::open(model, config));
+  if (!options.attention) {
+    FIRN_ASSIGN(reference.scores, serve(session, *session.engine, window, options, progress));
+    return reference;
+  }
+  const ModelSpec spec = model.model.spec();
+  const GroupSpec& group = spec.groups[0];
+  const std::size_t k_width = group.kv.kv_heads * group.kv.head_dim, v_width = group.kv.kv_heads * group.kv.value_dim;
+  AttentionTrace& trace = reference.trace;
+  trace.tokens = options.context;
+  trace.query_heads = model.model.geometry().heads;
+  const std::size_t q_width = std::size_t{trace.query_heads} * group.kv.head_dim;
+  trace.keys.resize(group.layer_count * trace.tokens * k_width);
+  trace.values.resize(group.layer_count * trace.tokens * v_width);
+  for (std::uint32_t i = 1; i <= kAsked; ++i) trace.asked_at.push_back(trace.tokens * i / kAsked - 1);
+  trace.queries.resize(group.layer_count * kAsked * q_width);
+  llama::ListeningManager listening(
+      *session.manager,
+      [&](std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) {
+        for (const StepRows& part : rows) {  // the cpu device's addresses are the host's
+          const std::size_t to = std::size_t{layer} * trace.tokens + part.position;
+          std::memcpy(&trace.keys[to * k_width], reinterpret_cast<const float*>(k) + part.row * k_width,
+                      part.row_count * k_width * sizeof(float));
+          std::memcpy(&trace.values[to * v_width], reinterpret_cast<const float*>(v) + part.row * v_width,
+                      part.row_count * v_width * sizeof(float));
+        }
+      },
+      [&](std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress q) {
+        for (const StepRows& part : rows)
+          for (std::size_t i = 0; i < kAsked; ++i)
+            if (trace.asked_at[i] >= part.position && trace.asked_at[i] < part.position + part.row_count)
+              std::memcpy(&trace.queries[(layer * kAsked + i) * q_width],
+                          reinterpret_cast<const float*>(q) + (part.row + trace.asked_at[i] - part.position) * q_width,
+                          q_width * sizeof(float));
+      });
+  llama::Engine engine(model.model, listening, *session.threads);
+  FIRN_ASSIGN(reference.scores, serve(session, engine, window, options, progress));
+  for (std::vector<float>* tensor : {&trace.keys, &trace.values}) {  // as the cache has them
+    std::vector<std::byte> bytes(tensor->size() * bytes_of(group.kv.dtype));
+    lossy::store(group.kv.dtype, tensor->data(), tensor->size(), bytes.data());
+    lossy::load(group.kv.dtype, bytes.data(), tensor->size(), tensor->data());
+  }
+  return reference;
+}
+
+Result<Unit> run_unit(const LoadedModel& model, const EvaluatedCodec& codec, const EvaluationOptions& options,
+                      const std::vector<TokenId>& window, const Reference& reference, Progress& progress) {
+  Unit unit;
+  FIRN_ASSIGN(const Config config, config_for(model, codec, options));
+  FIRN_ASSIGN(Session session, Session::open(model, config));
+  const Clock start = Clock::now();
+  FIRN_ASSIGN(const Scores scores, serve(session, *session.engine, window, options, progress));
+  unit.seconds = Clock::now().since(start).wall_s;
+  const Stats stats = session.manager->stats();
+  unit.frame_bytes = stats.kv_offload_bytes_store;
+  unit.raw_bytes = stats.host_raw_bytes;
+  unit.frames = stats.frames_stored;
+  unit.guarded = stats.frames_guarded;
+  unit.scores = compare(reference.scores, scores,
+                        std::span(window).subspan(options.context - options.scored + 1, options.scored));
+  if (options.attention) {
+    FIRN_ASSIGN(const std::unique_ptr<Codec> alone, codec_for(model, codec, config));
+    FIRN_ASSIGN(unit.attention,
+                measure_attention(reference.trace, model.model.spec(), *alone,
+                                  {.sinks = config.protect.sinks, .recent = config.protect.recent}, *session.threads));
+  }
+  return unit;
+}
+
+// --- sums over windows ---
+// Means of pieces drawn anew, the same draws for every codec.
+Interval bootstrap(const std::vector<double>& pieces) {
   std::mt19937 random(1);
   std::vector<double> means;
   for (int draw = 0; draw < 1000; ++draw) {
     double sum = 0;
-    for (std::size_t i = 0; i < of_windows.size(); ++i) sum += of_windows[random() % of_windows.size()];
-    means.push_back(sum / static_cast<double>(of_windows.size()));
+    for (std::size_t i = 0; i < pieces.size(); ++i) sum += pieces[random() % pieces.size()];
+    means.push_back(sum / static_cast<double>(pieces.size()));
   }
   std::sort(means.begin(), means.end());
-  result.low_kld = means[25];
-  result.high_kld = means[974];
+  return {means[25], means[974]};
+}
+
+Evaluation summarise(const std::string& name, const std::vector<Unit>& units) {
+  Evaluation result;
+  result.codec = name;
+  std::vector<float> klds;
+  std::vector<double> kld_pieces, loss_pieces, top1_pieces;
+  std::uint64_t frame_bytes = 0, raw_bytes = 0;
+  for (const Unit& unit : units) {
+    const TokenScores& s = unit.scores;
+    for (std::size_t first = 0; first < s.klds.size(); first += kPieceTokens) {
+      const std::size_t end = std::min(first + kPieceTokens, s.klds.size());
+      double kld = 0, change = 0, agreed = 0;
+      for (std::size_t i = first; i < end; ++i) {
+        kld += static_cast<double>(s.klds[i]);
+        change += static_cast<double>(s.losses[i]) - static_cast<double>(s.exact_losses[i]);
+        agreed += s.agreed[i];
+        result.loss += static_cast<double>(s.losses[i]);
+        result.exact_loss += static_cast<double>(s.exact_losses[i]);
+      }
+      result.mean_kld += kld;
+      result.top1 += agreed;
+      const auto n = static_cast<double>(end - first);
+      kld_pieces.push_back(kld / n);
+      loss_pieces.push_back(change / n);
+      top1_pieces.push_back(agreed / n);
+    }
+    klds.insert(klds.end(), s.klds.begin(), s.klds.end());
+    result.frames += unit.frames;
+    result.guarded += unit.guarded;
+    result.seconds += unit.seconds;
+    frame_bytes += unit.frame_bytes;
+    raw_bytes += unit.raw_bytes;
+    result.attention.add(unit.attention);
+  }
+  const auto n = static_cast<double>(klds.size());
+  result.tokens = klds.size();
+  result.loss /= n;
+  result.exact_loss /= n;
+  result.mean_kld /= n;
+  result.top1 /= n;
+  std::sort(klds.begin(), klds.end());
+  result.p99_kld = static_cast<double>(klds[static_cast<std::size_t>(0.99 * (n - 1))]);
+  result.max_kld = static_cast<double>(klds.back());
+  result.kld_95 = bootstrap(kld_pieces);
+  result.loss_change_95 = bootstrap(loss_pieces);
+  result.top1_95 = bootstrap(top1_pieces);
+  // Of the codec's own frames where they were measured alone; what a sequence leaves behind is stored lossless.
+  if (result.attention.raw_bytes != 0) {
+    frame_bytes = result.attention.frame_bytes;
+    raw_bytes = result.attention.raw_bytes;
+  }
+  result.bits = raw_bytes == 0 ? 16 : 16.0 * static_cast<double>(frame_bytes) / static_cast<double>(raw_bytes);
+  return result;
 }
 
 }  // namespace
 
+double Evaluation::perplexity() const { return std::exp(loss); }
+double Evaluation::exact_perplexity() const { return std::exp(exact_loss); }
+
+TokenScores compare(const Scores& reference, const Scores& scores, std::span<const TokenId> next) {
+  TokenScores out;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    double kld = 0;
+    for (std::size_t v = 0; v < scores[i].size(); ++v)
+      kld += static_cast<double>(std::exp(reference[i][v])) *
+             (static_cast<double>(reference[i][v]) - static_cast<double>(scores[i][v]));
+    const auto token = static_cast<std::size_t>(next[i]);
+    out.klds.push_back(static_cast<float>(std::max(0.0, kld)));
+    out.losses.push_back(-scores[i][token]);
+    out.exact_losses.push_back(-reference[i][token]);
+    out.agreed.push_back(best(reference[i]) == best(scores[i]) ? 1 : 0);
+  }
+  return out;
+}
+
+Result<Scores> score(Session& session, llama::Sequence& sequence, std::span<const TokenId> text, Progress& progress) {
+  return score_with(*session.engine, sequence, text, progress);
+}
+
 Result<std::vector<Evaluation>> evaluate(const LoadedModel& model, const std::vector<std::vector<TokenId>>& windows,
-                                         const std::vector<EvaluatedCodec>& codecs, const EvaluationOptions& options) {
-  struct Sums {
-    std::vector<double> klds, of_windows;
-    std::uint64_t agreed = 0, frame_bytes = 0, raw_bytes = 0;
-  };
-  std::vector<Evaluation> results(codecs.size());
-  std::vector<Sums> sums(codecs.size());
-  FIRN_ASSIGN(const Config exact_config, config_for(model, {"exact", ""}, options));
+                                         const std::vector<EvaluatedCodec>& codecs, const EvaluationOptions& asked) {
+  EvaluationOptions options = asked;
+  options.context = options.context / kBlockTokens * kBlockTokens;
+  options.scored = std::max(kBlockTokens, options.scored / kBlockTokens * kBlockTokens);
+  if (options.scored >= options.context)
+    return Status(Code::kInvalidArgument, "fewer tokens must be scored than a window has");
+  for (const EvaluatedCodec& codec : codecs) FIRN_TRY(config_for(model, codec, options).status());
+  State state(options.state);
+  std::vector<std::vector<Unit>> units(codecs.size());
   Progress progress("evaluating", windows.size() * (codecs.size() + 1) * options.context);
   for (const std::vector<TokenId>& window : windows) {
-    FIRN_ASSIGN(Session exact, Session::open(model, exact_config));
-    FIRN_ASSIGN(const Scores reference, score(exact, window, options, progress));
+    std::unique_ptr<Reference> reference;
     for (std::size_t c = 0; c < codecs.size(); ++c) {
-      Evaluation& result = results[c];
-      result.codec = codecs[c].name;
-      FIRN_ASSIGN(const Config config, config_for(model, codecs[c], options));
-      FIRN_ASSIGN(Session session, Session::open(model, config));
-      const Clock start = Clock::now();
-      FIRN_ASSIGN(const Scores scores, score(session, window, options, progress));
-      FIRN_TRY(session.manager->wait_idle());
-      result.seconds += Clock::now().since(start).wall_s;
-      const Stats stats = session.manager->stats();
-      sums[c].frame_bytes += stats.kv_offload_bytes_store;
-      sums[c].raw_bytes += stats.host_raw_bytes;
-      result.frames += stats.frames_stored;
-      result.guarded += stats.frames_guarded;
-      double window_kld = 0;
-      for (std::size_t i = 0; i < scores.size(); ++i) {
-        double kld = 0;
-        for (std::size_t v = 0; v < scores[i].size(); ++v)
-          kld += std::exp(static_cast<double>(reference[i][v])) *
-                 (static_cast<double>(reference[i][v]) - static_cast<double>(scores[i][v]));
-        kld = std::max(0.0, kld);
-        sums[c].klds.push_back(kld);
-        window_kld += kld;
-        sums[c].agreed += best(reference[i]) == best(scores[i]);
-        const auto next = static_cast<std::size_t>(window[options.context - options.scored + i + 1]);
-        result.loss -= static_cast<double>(scores[i][next]);
-        result.exact_loss -= static_cast<double>(reference[i][next]);
+      FIRN_ASSIGN(const std::string name, unit_name(model, codecs[c], options, window));
+      Unit unit;
+      if (state.find(name, unit)) {
+        progress.add(options.context);
+      } else {
+        if (!reference) {
+          FIRN_ASSIGN(Reference run, exact_run(model, window, options, progress));
+          reference = std::make_unique<Reference>(std::move(run));
+        }
+        FIRN_ASSIGN(unit, run_unit(model, codecs[c], options, window, *reference, progress));
+        FIRN_TRY(state.add(name, unit));
       }
-      sums[c].of_windows.push_back(window_kld / static_cast<double>(scores.size()));
+      units[c].push_back(std::move(unit));
     }
+    if (!reference) progress.add(options.context);
   }
-  for (std::size_t c = 0; c < codecs.size(); ++c) {
-    Evaluation& result = results[c];
-    std::vector<double>& klds = sums[c].klds;
-    const auto n = static_cast<double>(klds.size());
-    result.tokens = klds.size();
-    result.loss /= n;
-    result.exact_loss /= n;
-    for (const double kld : klds) result.mean_kld += kld / n;
-    std::sort(klds.begin(), klds.end());
-    result.p99_kld = klds[static_cast<std::size_t>(0.99 * (n - 1))];
-    result.max_kld = klds.back();
-    result.top1 = static_cast<double>(sums[c].agreed) / n;
-    result.bits = sums[c].raw_bytes == 0
-                      ? 16
-                      : 16.0 * static_cast<double>(sums[c].frame_bytes) / static_cast<double>(sums[c].raw_bytes);
-    bootstrap(sums[c].of_windows, result);
-  }
+  std::vector<Evaluation> results;
+  for (std::size_t c = 0; c < codecs.size(); ++c)
+    results.push_back(summarise(codecs[c].label.empty() ? codecs[c].name : codecs[c].label, units[c]));
   return results;
 }
 

@@ -13,15 +13,23 @@ class ListeningManager final : public ForwardingManager {
  public:
   using Listener =
       std::function<void(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v)>;
-  ListeningManager(Manager& manager, Listener listener) : ForwardingManager(manager), listener_(std::move(listener)) {}
+  using QueryListener = std::function<void(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress q)>;
+  ListeningManager(Manager& manager, Listener listener, QueryListener queries = {})
+      : ForwardingManager(manager), listener_(std::move(listener)), queries_(std::move(queries)) {}
 
   Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) override {
     listener_(layer, rows, k, v);
     return ForwardingManager::append(layer, rows, k, v);
   }
+  Result<Fence> attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params, DeviceAddress q,
+                       DeviceAddress out) override {
+    if (queries_) queries_(layer, rows, q);
+    return ForwardingManager::attend(layer, rows, params, q, out);
+  }
 
  private:
   Listener listener_;
+  QueryListener queries_;
 };
 
 }  // namespace firn::llama

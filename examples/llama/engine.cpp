@@ -248,9 +248,30 @@ void Engine::rotate_rows(std::size_t row_count) {
   });
 }
 
+// Every row's, for whoever listens, a few at a time: logits of a whole step would be tens of megabytes.
+void Engine::tell_logits(std::span<const Part> parts) {
+  constexpr std::size_t kRowsAtATime = 32;
+  const Geometry& g = model_.geometry();
+  for (const Part& part : parts)
+    for (std::size_t i = part.position < listened_from_ ? std::min(part.row_count, listened_from_ - part.position) : 0;
+         i < part.row_count; i += kRowsAtATime) {
+      const std::size_t count = std::min(kRowsAtATime, part.row_count - i);
+      const auto rows = row(hidden_, part.first_row + i, g.hidden).data();
+      wanted_.assign(rows, rows + count * g.hidden);
+      for (std::size_t r = 0; r < count; ++r)
+        rms_norm(row(wanted_, r, g.hidden), model_.output_norm(), g.norm_epsilon, row(wanted_, r, g.hidden));
+      logits_.resize(count * g.vocabulary);
+      const Product output[] = {{&model_.output(), wanted_.data(), logits_.data()}};
+      multiply(threads_, count, output);
+      for (std::size_t r = 0; r < count; ++r)
+        on_logits_(*part.sequence, part.position + i + r, row(logits_, r, g.vocabulary));
+    }
+}
+
 // Only the rows whose logits somebody reads: the output matrix is a fifth of the model.
 Status Engine::compute_logits(std::span<const Part> parts) {
   const Geometry& g = model_.geometry();
+  if (on_logits_) tell_logits(parts);
   std::vector<Sequence*> finished;
   wanted_.clear();
   for (const Part& part : parts) {
