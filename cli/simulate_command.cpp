@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "cli/commands.h"
+#include "cli/model_shape.h"
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
@@ -209,7 +210,7 @@ Status fill_engine(Arguments& arguments) {
   std::vector<std::string> folders = {"configs"};
   if (!file.empty()) folders.insert(folders.begin(), slash == std::string::npos ? "." : file.substr(0, slash));
   FIRN_ASSIGN(engine.device, sim::load_device(device, folders));
-  FIRN_ASSIGN(engine.model, sim::load_model_shape(model));
+  FIRN_ASSIGN(engine.model, load_model_shape(model));
   engine.pool_bytes = config.pool.budget_bytes;
   if (engine.pool_bytes == 0) {  // automatic: what the device has left beside the weights, a tenth for everything else
     const double left = 0.9 * static_cast<double>(engine.device.memory_bytes) - engine.model.weight_bytes;
@@ -469,7 +470,8 @@ void add_simulate_command(CLI::App& app, Action& action) {
   command->add_option("--json", arguments->json, "write the result there; - is stdout")->type_name("FILE");
   command->add_option("--html", arguments->html, "write a page with charts there")->type_name("FILE");
   command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
-  command->add_option("--model", arguments->model, "llama-3.1-8b and others, or a config.json")->type_name("NAME");
+  command->add_option("--model", arguments->model, "llama-3.1-8b and others, a Hugging Face config.json or a GGUF file")
+      ->type_name("NAME");
   command->add_option("--disk-budget", arguments->disk_budget, "bytes of a disk tier below the host's")
       ->type_name("BYTES");
   sim::EngineOptions& engine = arguments->engine;
@@ -501,7 +503,8 @@ void add_plan_command(CLI::App& app, Action& action) {
   arguments->workload.add_to(*command);
   command->add_option("--slo", arguments->objective, "what must hold: ttft_p95=2s")->type_name("NAME=TIME");
   command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
-  command->add_option("--model", arguments->model, "llama-3.1-8b and others, or a config.json")->type_name("NAME");
+  command->add_option("--model", arguments->model, "llama-3.1-8b and others, a Hugging Face config.json or a GGUF file")
+      ->type_name("NAME");
   command->add_option("--codec-ratio", arguments->engine.codec_ratio, "assumed: raw bytes by encoded bytes");
   command->add_option("--json", arguments->json, "write the plan there; - is stdout")->type_name("FILE");
   arguments->settings.add_to(*command);

@@ -193,6 +193,30 @@ TEST(SimulateCommand, AnswersInOneScreen) {
   }
 }
 
+TEST(PlanCommand, TakesAModelFromGgufAndFromConfigJson) {
+  const nlohmann::json gguf =
+      run_json("firn plan --device rtx4090 --pool-budget 1GiB --model " FIRN_RANDOM_MODEL " --json -");
+  EXPECT_EQ(gguf["token_bytes"], 512) << "as the demo says of the same file";
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_config_" + std::to_string(getpid()) + ".json");
+  std::ofstream(file) << R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256})";
+  const nlohmann::json json =
+      run_json("firn plan --device rtx4090 --pool-budget 1GiB --model " + file.string() + " --json -");
+  EXPECT_EQ(json["token_bytes"], 131072) << "Llama-3.1-8B";
+  std::ofstream(file) << "{\"hidden_size\": 4096}";
+  EXPECT_NE(run_line("firn plan --pool-budget 1GiB --model " + file.string(), true).output.find("num_hidden_layers"),
+            std::string::npos);
+  std::filesystem::remove(file);
+}
+
+TEST(PlanCommand, TakesAMadeUpWorkload) {
+  const nlohmann::json plan = run_json(
+      "firn plan --config configs/h200-node.yaml --workload chat:sessions=60 --seed 4 --slo ttft_p95=2s --json -");
+  ASSERT_FALSE(plan["points"].empty());
+  EXPECT_GT(plan["points"].back()["token_hit_ratio"], 0.5);
+}
+
 TEST(SettingsTable, KnowsEveryEvictionPolicy) {
   const auto words = find_setting("eviction")->words;
   const auto names = policy_names();

@@ -106,7 +106,7 @@ TEST(Engine, RefusesWhatIsLongerThanThePoolAndGoesOn) {
   expect_consistent(r);
   EXPECT_GT(r.refused, 0u);
   EXPECT_GT(r.finished, 1000u);
-  EXPECT_NE(advise(options(4), r).bottleneck.find("too small"), std::string::npos);
+  EXPECT_NE(advise(options(4), r).bottleneck.find("longer than"), std::string::npos);
 }
 
 TEST(Engine, TheSameRunIsTheSameBytes) {
