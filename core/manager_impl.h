@@ -272,6 +272,14 @@ class ManagerImpl final : public Manager {
   }
   DeviceAddress slot_address(SlotId slot) const;
 
+  // --- slot_fences.cpp: what the device may still read where the host is going to write ---
+  void note_slot_left(SlotId slot);  // its block leaves it, or nobody live holds that block any more
+  bool slot_busy(SlotId slot);
+  bool slots_ready(std::uint32_t wanted);
+  bool may_run(const Job& job, bool background);
+  SlotId take_free_idle_slot();
+  bool copy_must_wait(const Sequence& seq);
+
   // --- transfer.cpp: without the lock, or under it ---
   static BlockView block_view(const PageSet& set, DeviceAddress base, std::uint32_t layer);
   std::byte* slot_host(SlotId slot) const;  // where the host reaches the pool
@@ -413,9 +421,11 @@ class ManagerImpl final : public Manager {
     Ledger::Charge charge;
   };
   std::deque<Deferred> deferred_;
-  std::uint32_t reserved_slots_ = 0;                               // of all sequences
-  Fence last_write_;                                               // after the newest append or copy
-  std::deque<Job> stores_, loads_;                                 // bounded by config_.mover.queue each
+  std::uint32_t reserved_slots_ = 0;                     // of all sequences
+  std::unordered_map<std::uint32_t, Fence> busy_slots_;  // slot_fences.cpp; empty while the device is not behind
+  Fence blocked_on_;                                     // what the first job of a queue waits for
+  Fence last_write_;                                     // after the newest append or copy
+  std::deque<Job> stores_, loads_;                       // bounded by config_.mover.queue each
   std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left
   std::uint32_t running_ = 0;                                      // jobs being done
   std::uint32_t loading_slots_ = 0;

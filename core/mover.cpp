@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/manager_impl.h"
 
@@ -124,7 +125,7 @@ bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
   Job job{.kind = Job::Kind::kStore,
           .count = static_cast<std::uint8_t>(blocks.size()),
           .lossy = lossy,
-          .fence = last_write_};
+          .fence = lossy && strict_lossy() ? device_->timeline().last() : last_write_};  // it writes what was read
   lossy_pending_ += lossy ? 1 : 0;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = pool_->block(blocks[i]);
@@ -208,10 +209,10 @@ Status ManagerImpl::cancel(Ticket ticket) {
 }
 
 bool ManagerImpl::run_one(Lock& lock, bool background) {
-  std::deque<Job>& queue = loads_.empty() ? stores_ : loads_;  // somebody waits for a load
-  if (queue.empty()) return false;
-  // What the device is still writing stays queued: waiting is for calls named wait_* and for the worker.
-  if (loads_.empty() && !device_->timeline().passed(stores_.front().fence)) return false;
+  // What the device is still writing or reading stays queued: waiting is for calls named wait_* and for the worker.
+  const bool load = !loads_.empty() && may_run(loads_.front(), background);  // first, because somebody waits for it
+  if (!load && (stores_.empty() || !may_run(stores_.front(), background))) return false;
+  std::deque<Job>& queue = load ? loads_ : stores_;
   const Job job = queue.front();
   queue.pop_front();
   ++running_;
@@ -240,10 +241,10 @@ void ManagerImpl::worker() {
   Lock lock(mutex_);
   while (!stop_) {
     if (run_one(lock, /*background=*/true)) continue;
-    if (stores_.empty()) {
+    if (stores_.empty() && loads_.empty()) {
       work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
     } else {  // in slices: neither loads nor the destructor wait for a device that is slow
-      wait_fence(lock, stores_.front().fence, kSliceNs).ok();
+      wait_fence(lock, blocked_on_, kSliceNs).ok();
     }
   }
 }
@@ -263,6 +264,12 @@ Status ManagerImpl::wait_fence(Lock& lock, const Fence& fence, std::int64_t time
   }
   for (const Job& job : stores_) lossy_pending_ -= job.lossy ? 1 : 0;
   stores_.clear();
+  for (const Job& job : std::exchange(loads_, {})) {
+    for (std::uint8_t i = 0; i < job.count; ++i)
+      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
+        block.load_queued = false;
+    finish(job.ticket);
+  }
   moved_.notify_all();
   return status;
 }
@@ -273,7 +280,7 @@ Status ManagerImpl::settle_lossy(Lock& lock) {
   while (lossy_pending_ != 0) {
     if (run_one(lock, /*background=*/false)) continue;
     if (!stores_.empty()) {
-      FIRN_TRY(wait_fence(lock, stores_.front().fence, kLongestWaitNs));
+      FIRN_TRY(wait_fence(lock, blocked_on_, kLongestWaitNs));
     } else {
       moved_.wait(lock, [&] { return lossy_pending_ == 0 || !stores_.empty(); });  // the worker has the last one
     }
@@ -505,8 +512,9 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   counters_.kv_offload_bytes_load += read;
   const bool empty = std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
                                  [](BlockId block) { return block == BlockId::kNone; });
-  if (!decode.status.ok()) {
-    ++counters_.frames_failed;
+  const bool lost = decode.status.code() == Code::kIo;  // the device: the frame is as good as before
+  counters_.frames_failed += !decode.status.ok();
+  if (!decode.status.ok() && !lost) {
     drop_frame(job.frame, MissReason::kLoadFailed);
   } else if (empty) {
     drop_frame(job.frame, MissReason::kNone);
@@ -532,8 +540,8 @@ Status ManagerImpl::wait_until(Lock& lock, std::int64_t timeout_ns, std::string_
     if (worker_.joinable() && moving()) {
       // Nobody tells when a fence passes.
       moved_.wait_until(lock, deferred_.empty() ? deadline : std::min(deadline, steady_clock::now() + kFencePoll));
-    } else if (!stores_.empty()) {
-      FIRN_TRY(wait_fence(lock, stores_.front().fence, left_ns).with_context(what));
+    } else if (!stores_.empty() || !loads_.empty()) {
+      FIRN_TRY(wait_fence(lock, blocked_on_, left_ns).with_context(what));
     } else if (!deferred_.empty()) {
       FIRN_TRY(wait_fence(lock, deferred_.front().fence, left_ns).with_context(what));
     } else {
@@ -560,6 +568,10 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   const auto need_slots = [&] { return blocks_needed(*seq, total, total).slots(); };
   const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
   run_deferred();
+  if (copy_must_wait(*seq)) {
+    FIRN_TRY(wait_fence(lock, device_->timeline().last(), timeout_ns).with_context("wait_room"));
+    FIRN_ASSIGN(seq, get_sequence(id, "wait_room"));
+  }
   // Steps of other threads keep cold blocks from being given up.
   if (running_steps_ != 0 && need_slots() > pool_->free_slots())
     moved_.wait_for(lock, std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, kLongestStepWaitNs)),
@@ -595,6 +607,7 @@ Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
     const Region& region = chunks_[(i - 1) / slots_per_chunk_].region;
     const std::uint64_t offset = slot_address(SlotId{i}) - region.address;
     FIRN_ASSIGN(last_write_, device_->kernels().fill(region, offset, layout_.page_bytes, poison));
+    note_slot_left(SlotId{i});
   }
   return emptied;
 }

@@ -44,10 +44,11 @@ SlotId ManagerImpl::take_slot() {
 
 SlotId ManagerImpl::take_idle_slot() {
   if (available_slots() == 0) return SlotId::kNone;  // what is kept for somebody is not for promotion
-  if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
+  if (const SlotId slot = take_free_idle_slot(); slot != SlotId::kNone) return slot;
   BlockId victim;
   const Filter idle = [this](BlockId id) {
-    return pool_->block(id).refs == 0 && pool_->block(id).frame != FrameId::kNone;
+    const Block& block = pool_->block(id);
+    return block.refs == 0 && block.frame != FrameId::kNone && !slot_busy(block.slot);
   };
   if (slot_policy_->victims({}, idle, {&victim, 1}) == 0) return SlotId::kNone;
   return evict(victim);
@@ -59,6 +60,7 @@ SlotId ManagerImpl::evict(BlockId id) {
   slot_policy_->on_remove(id);
   block.candidate = false;
   ++counters_.evictions;
+  if (block.refs != 0) note_slot_left(block.slot);  // attention that was started may still read it
   const SlotId slot = pool_->unbind(id);
   if (block.frame != FrameId::kNone) {
     ++counters_.evictions_with_copy;

@@ -100,6 +100,7 @@ void ManagerImpl::release(BlockId id, bool hot, bool forget) {
     return;
   }
   note_live(id, false);
+  note_slot_left(block.slot);
   if (forget) forget_key(id, MissReason::kNone);
   settle(id);
 }
@@ -589,6 +590,9 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
   const Need need = blocks_needed(*seq, certain, total);
   if (need.slots() > available_slots(seq)) return refuse_allocation(*seq, need.slots());
+  if (need.copies != 0 && copy_must_wait(*seq))
+    return Status(Code::kUnavailable,
+                  "allocate: the block to copy from is in a frame, and the device is behind: wait_room(), then again");
   FIRN_TRY(reserve_tokens(*seq, total));
 
   std::vector<CopyOrder> orders;

@@ -599,6 +599,132 @@ TEST_F(Fences, AManagerEndsThoughItsWorkerStillWaitsForTheDevice) {
   }
 }
 
+// A pool that the host writes into, and slots that attention has been started on and not finished. A load neither waits
+// for it nor writes under it.
+class SlowReaders : public Fences {
+ protected:
+  // 112 tokens of a prompt, only in frames.
+  void put_below() {
+    const auto begun = manager_->begin(stored_);
+    ASSERT_TRUE(begun.ok());
+    ASSERT_OK(compute(*manager_, *engine_, begun->seq, stored_));
+    ASSERT_OK(manager_->free(begun->seq));
+    ASSERT_OK(manager_->wait_idle());
+    ASSERT_TRUE(manager_->empty_pool(0x77).ok());
+  }
+  // Starts attention of the last token in every layer, and waits for nothing.
+  Status start_attention(SeqId seq, const Tokens& tokens) {
+    const auto& kv = manager_->model().groups[0].kv;
+    query_.assign(kQueryHeads * kv.head_dim, 0.25f);
+    out_.assign(manager_->layout().layer_count * kQueryHeads * kv.value_dim, -1);
+    const StepRows rows{seq, 0, 1, static_cast<std::uint32_t>(tokens.size()) - 1};
+    for (std::uint32_t layer = 0; layer < manager_->layout().layer_count; ++layer)
+      FIRN_TRY(manager_
+                   ->attend(layer, {&rows, 1}, {kQueryHeads, 0.5f, 0}, reinterpret_cast<DeviceAddress>(query_.data()),
+                            reinterpret_cast<DeviceAddress>(out_.data() + layer * kQueryHeads * kv.value_dim))
+                   .status());
+    return {};
+  }
+  // What the attention that was started has to say.
+  void expect_attention(SeqId seq, const Tokens& tokens) {
+    device_.lazy = false;
+    ASSERT_OK(start_attention(seq, tokens));
+    expected_ = out_;
+    device_.lazy = true;
+    ASSERT_OK(start_attention(seq, tokens));
+    ASSERT_FALSE(device_.passed(device_.last()));
+  }
+  void fill_pool(SeqId seq) {
+    const auto free = static_cast<std::uint32_t>(manager_->stats().slots_free);
+    ASSERT_TRUE(manager_->allocate(seq, free * kBlockTokens).ok());
+  }
+
+  const Tokens stored_ = distinct(120, 50'000);
+  std::vector<float> query_, out_, expected_;
+};
+
+TEST_F(SlowReaders, ALoadKeepsOffTheSlotsThatARewindHasFreed) {
+  make(24, false);
+  put_below();
+  const Tokens tokens = distinct(100, 0);
+  const auto reader = manager_->begin(tokens);
+  ASSERT_TRUE(reader.ok());
+  ASSERT_OK(compute(*manager_, *engine_, reader->seq, tokens));
+  const auto filler = manager_->begin(distinct(10, 9000));
+  ASSERT_TRUE(filler.ok());
+  fill_pool(filler->seq);
+  expect_attention(reader->seq, tokens);
+  ASSERT_OK(manager_->rewind(reader->seq, 0));  // the only free slots are those that attention reads
+  const auto again = manager_->begin(stored_);
+  ASSERT_TRUE(again.ok());
+  ASSERT_EQ(again->match.tokens_on_host, 112u);
+  const auto ticket = manager_->prefetch(again->seq);
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_FALSE(manager_->done(*ticket));
+  EXPECT_EQ(manager_->pump(), 0u) << "pump() does not wait for the device";
+  EXPECT_EQ(manager_->stats().blocks_promoted, 0u);
+  EXPECT_EQ(out_[0], -1.0f) << "and nobody else has waited";
+  EXPECT_EQ(broken(*manager_), "");
+  EXPECT_OK(manager_->wait(*ticket)) << "a call that is named so does";
+  EXPECT_EQ(out_, expected_);
+  EXPECT_GT(manager_->stats().blocks_promoted, 0u);
+  EXPECT_EQ(broken(*manager_), "");
+}
+
+TEST_F(SlowReaders, ALoadTakesOtherSlotsWhereThereAreSome) {
+  make(40, false);
+  put_below();
+  const Tokens tokens = distinct(100, 0);
+  const auto reader = manager_->begin(tokens);
+  ASSERT_TRUE(reader.ok());
+  ASSERT_OK(compute(*manager_, *engine_, reader->seq, tokens));
+  const Slots read = table(*manager_, reader->seq);
+  expect_attention(reader->seq, tokens);
+  ASSERT_OK(manager_->rewind(reader->seq, 0));
+  const auto again = manager_->begin(stored_);
+  ASSERT_TRUE(again.ok());
+  ASSERT_TRUE(manager_->prefetch(again->seq).ok());
+  EXPECT_GT(manager_->pump(), 0u);
+  EXPECT_EQ(out_[0], -1.0f) << "nobody has waited";
+  for (const std::uint32_t slot : table(*manager_, again->seq))
+    if (slot != firn::index(SlotId::kNone)) {
+      EXPECT_EQ(std::count(read.begin(), read.end(), slot), 0) << "slot " << slot << " is still being read";
+    }
+  EXPECT_EQ(manager_->stats().blocks_promoted, 7u);
+  device_.complete();
+  EXPECT_EQ(out_, expected_);
+}
+
+// allocate() takes a cold slot from a live sequence while attention still reads it; what comes after may not be written
+// by the host before that attention is done.
+TEST_F(SlowReaders, AnEvictedColdSlotOfALiveSequenceIsNotLoadedIntoWhileItIsRead) {
+  make(24, false);
+  put_below();
+  const Tokens tokens = distinct(300, 0);
+  const auto reader = manager_->begin(tokens);
+  ASSERT_TRUE(reader.ok());
+  ASSERT_OK(compute(*manager_, *engine_, reader->seq, tokens));
+  ASSERT_OK(manager_->wait_idle());
+  const auto cold = manager_->stats().slots_cold;
+  ASSERT_GT(cold, 8u);
+  expect_attention(reader->seq, tokens);
+  const auto greedy = manager_->begin(distinct(10, 9000));
+  ASSERT_TRUE(greedy.ok());
+  const auto all = static_cast<std::uint32_t>(manager_->stats().slots_free + cold);
+  ASSERT_TRUE(manager_->allocate(greedy->seq, all * kBlockTokens).ok());
+  ASSERT_OK(manager_->rewind(greedy->seq, 0));  // it has put nothing there, and gives them back
+  const auto again = manager_->begin(stored_);
+  ASSERT_TRUE(again.ok());
+  const auto ticket = manager_->prefetch(again->seq);
+  ASSERT_TRUE(ticket.ok());
+  EXPECT_EQ(manager_->pump(), 0u);
+  EXPECT_EQ(out_[0], -1.0f) << "nobody has waited";
+  device_.complete();
+  EXPECT_EQ(out_, expected_);
+  EXPECT_GT(manager_->pump(), 0u);
+  EXPECT_EQ(broken(*manager_), "");
+}
+
 TEST_F(Fences, ADeviceThatIsLostDropsWhatWaitsForIt) {
   for (const bool worker : {false, true}) {
     SCOPED_TRACE(worker ? "worker" : "pump");
