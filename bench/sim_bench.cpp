@@ -11,6 +11,7 @@
 
 #include "core/base/check.h"
 #include "sim/bookkeeping.h"
+#include "sim/library_run.h"
 #include "tests/sim/traces.h"
 
 namespace firn::sim {
@@ -56,6 +57,26 @@ BENCHMARK_CAPTURE(BM_Bookkeeping, lru_conversation, "lru", false)
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(BM_Bookkeeping, lru_agentic, "lru", true)->Arg(10000)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(BM_Bookkeeping, arc_conversation, "arc", false)->Arg(10000)->Unit(benchmark::kMillisecond);
+
+// The whole conversation trace with its clock: real requests in simulated time.
+void BM_TimingModel(benchmark::State& state) {
+  EngineOptions options;
+  options.device = load_device("h200", {std::string(FIRN_SOURCE_DIR) + "/configs"}).value();
+  options.model = load_model_shape("llama-3.1-8b").value();
+  options.pool_bytes = std::uint64_t{100} << 30;
+  options.host_bytes = std::uint64_t{500} << 30;
+  EngineResult result;
+  for (auto _ : state)
+    result = state.range(0) != 0 ? run_through_manager(trace_path(false), {}, options).value()
+                                 : run_engine(trace_path(false), {}, options).value();
+  FIRN_CHECK(result.finished + result.refused == result.requests);
+  state.SetItemsProcessed(static_cast<std::int64_t>(result.requests) * state.iterations());
+  state.counters["requests"] = static_cast<double>(result.requests);
+  state.counters["simulated_min"] = result.seconds / 60;
+  state.counters["token_hit_percent"] = 100.0 * static_cast<double>(result.hit_tokens_pool + result.hit_tokens_host) /
+                                        static_cast<double>(result.input_tokens);
+}
+BENCHMARK(BM_TimingModel)->ArgName("through_manager")->Arg(0)->Arg(1)->Iterations(1)->Unit(benchmark::kMillisecond);
 
 // The same stream through libCacheSim's own loop, where python3 has its package.
 void BM_LibCacheSimLru(benchmark::State& state) {

@@ -17,6 +17,7 @@
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
 #include "sim/curve.h"
+#include "sim/library_run.h"
 #include "sim/plan.h"
 #include "sim/report.h"
 #include "sim/sweep.h"
@@ -105,7 +106,7 @@ struct Arguments {
   SettingFlags settings;
   std::string device, model, html, disk_budget, objective;
   sim::EngineOptions engine;
-  bool policy_given = false;
+  bool policy_given = false, through_manager = false;
   sim::BookkeepingOptions bookkeeping_options() const {
     sim::BookkeepingOptions options;
     options.policy = policy;
@@ -225,6 +226,8 @@ Status fill_engine(Arguments& arguments) {
   }
   engine.policy = arguments.policy_given ? arguments.policy : config.eviction;
   engine.max_sequences = config.max_sequences;
+  engine.protect_sinks = config.protect.sinks;
+  engine.protect_recent = config.protect.recent;
   return {};
 }
 
@@ -338,7 +341,10 @@ int run_engine(Arguments& arguments) {
   if (!arguments.sweep.empty()) return run_sweep(arguments);
   const Result<sim::EngineResult> result = [&] {
     ProgressLine progress;
-    return sim::run_engine(arguments.trace.path, arguments.trace.options, arguments.engine, std::ref(progress));
+    return arguments.through_manager
+               ? sim::run_through_manager(arguments.trace.path, arguments.trace.options, arguments.engine,
+                                          std::ref(progress))
+               : sim::run_engine(arguments.trace.path, arguments.trace.options, arguments.engine, std::ref(progress));
   }();
   if (!result.ok()) return fail(result.status());
   report_bad_lines(arguments.trace.path, result->bad_line_count, result->bad_lines, result->out_of_order);
@@ -455,6 +461,8 @@ void add_simulate_command(CLI::App& app, Action& action) {
       ->type_name("N");
   command->add_option("--resume", arguments->resume, "keeps a sweep's results there, and goes on from them")
       ->type_name("FILE");
+  command->add_flag("--through-manager", arguments->through_manager,
+                    "drive the library's own manager, without bytes: its 16-token blocks, mover and host tier");
   command->add_flag("--curve", arguments->curve, "hit ratio at many capacities: exact for lru, else from samples");
   command->add_option("--curve-rate", arguments->curve_options.rate, "share of the blocks in a sample");
   command->add_option("--curve-samples", arguments->curve_options.samples, "samples, whose spread is the error");

@@ -12,11 +12,6 @@
 #include "sim/name_table.h"
 
 namespace firn::sim {
-namespace {
-
-constexpr std::int64_t kSecond = 1'000'000'000;
-std::int64_t to_ns(double seconds) { return static_cast<std::int64_t>(seconds * 1e9); }
-double to_s(std::int64_t ns) { return static_cast<double>(ns) / 1e9; }
 
 Percentiles percentiles(std::vector<float> values) {
   Percentiles result;
@@ -31,6 +26,12 @@ Percentiles percentiles(std::vector<float> values) {
   return {sum / static_cast<double>(values.size()), rank(0.5), rank(0.9), rank(0.95), rank(0.99),
           static_cast<double>(values.back())};
 }
+
+namespace {
+
+constexpr std::int64_t kSecond = 1'000'000'000;
+std::int64_t to_ns(double seconds) { return static_cast<std::int64_t>(seconds * 1e9); }
+double to_s(std::int64_t ns) { return static_cast<double>(ns) / 1e9; }
 
 // The device's pool: named blocks that sequences hold or that wait to be used again, and nameless ones that are being
 // filled. Held blocks are no candidates, as in the library.

@@ -29,7 +29,8 @@ struct EngineOptions {
   bool swap = false;              // preempted sequences: to the host and back; false: computed again
   bool admit_second_use = false;  // the host tier takes a block only when it is seen for the second time
   double time_scale = 1.0;        // arrivals this much faster
-  std::uint32_t samples = 120;    // of what is kept over time, about
+  std::uint32_t protect_sinks = 4, protect_recent = 128;  // tokens that stay raw; through the manager only
+  std::uint32_t samples = 120;                            // of what is kept over time, about
 };
 
 // One count or time of all requests.
@@ -47,6 +48,7 @@ struct Sample {  // at the end of an interval of simulated time
 
 struct EngineResult {
   bool complete = true;
+  bool through_manager = false;  // then after_miss is every block behind the first one that is missing
   std::uint64_t requests = 0, finished = 0, refused = 0, cut_short = 0;  // refused: longer than the pool
   double seconds = 0;                                                    // simulated, to the last token
   std::uint32_t block_tokens = 0;
@@ -68,6 +70,8 @@ struct EngineResult {
   std::uint64_t bad_line_count = 0, out_of_order = 0;
   std::vector<BadLine> bad_lines;
 };
+
+Percentiles percentiles(std::vector<float> values);
 
 Result<EngineResult> run_engine(const std::string& path, const TraceOptions& trace, const EngineOptions& options,
                                 const Tick& tick = {});

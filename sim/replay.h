@@ -20,14 +20,18 @@ namespace firn::sim {
 
 struct ReplayOptions {
   TokenMaker tokens;
+  TraceRequest first = {};   // read already, because a trace knows its block size only then...
+  bool has_first = false;    // ...if so
   std::uint32_t places = 4;  // sequences at once
   // false: each next request arrives when a place is free, so that counts depend on no clock. true: when it is due.
   bool by_clock = false;
-  double time_scale = 1.0;                  // arrivals this much faster
+  double time_scale = 1.0;  // arrivals this much faster
+  // Tokens of all sequences at once, as an engine admits that wants nobody's context outside the pool; 0: no limit.
+  std::uint64_t live_tokens_most = 0;
   bool decode_first = false;                // in a turn, those that make tokens go before those that read prompts
   std::function<Instant()> now;             // required
   std::function<void(Instant)> wait_until;  // required by the clock: nobody has anything to do before that
-  std::function<bool()> after_turn;         // false: stop; may be empty
+  std::function<bool(std::size_t waiting, std::size_t running)> after_turn;  // false: stop; may be empty
 };
 
 struct ReplayedRequest {
@@ -68,8 +72,12 @@ Result<Replay> replay(Engine& engine, Manager& manager, const std::function<Resu
   const auto pull = [&]() -> Status {
     TraceRequest request;
     coming.reset();
-    FIRN_ASSIGN(const bool more, next(request));
-    if (!more) return {};
+    if (number == 0 && options.has_first) {
+      request = options.first;
+    } else {
+      FIRN_ASSIGN(const bool more, next(request));
+      if (!more) return {};
+    }
     Running made;
     made.request.number = number;
     made.tokens = options.tokens.prompt(request, number++);
@@ -95,6 +103,16 @@ Result<Replay> replay(Engine& engine, Manager& manager, const std::function<Resu
     }
     while (!waiting.empty() && running.size() < options.places) {
       Running& first = waiting.front();
+      if (options.live_tokens_most != 0) {
+        std::uint64_t live = first.tokens.size() + first.wanted;
+        for (const Running& one : running) live += one.sequence->tokens().size() + one.wanted - one.made;
+        if (live > options.live_tokens_most) {
+          if (!running.empty()) break;
+          ++result.refused;
+          waiting.pop_front();
+          continue;
+        }
+      }
       Result<Sequence> begun = engine.begin(first.tokens);
       if (!begun.ok()) {
         if (begun.status().code() != Code::kInvalidArgument) {
@@ -156,7 +174,7 @@ Result<Replay> replay(Engine& engine, Manager& manager, const std::function<Resu
       running.erase(running.begin() + static_cast<std::ptrdiff_t>(i));
     }
     engine.pump();
-    if (options.after_turn && !options.after_turn()) {
+    if (options.after_turn && !options.after_turn(waiting.size(), running.size())) {
       result.complete = false;
       break;
     }

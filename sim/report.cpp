@@ -49,6 +49,7 @@ Json make_json(const EngineOptions& o, const EngineResult& r) {
   const std::uint64_t hits = r.hits_pool + r.hits_host + r.hits_disk;
   return {
       {"complete", r.complete},
+      {"through_manager", r.through_manager},
       {"device", o.device.name},
       {"model", o.model.name},
       {"policy", o.policy},
@@ -167,7 +168,9 @@ Advice advise(const EngineOptions& o, const EngineResult& r) {
   const double refused = share(r.refused, r.requests), compute = share(r.compute_busy_s, r.seconds);
   const double link = std::max(share(r.host_down_busy_s, r.seconds), share(r.host_up_busy_s, r.seconds));
   const double memory = share(r.waiting_for_memory_s, r.seconds), prefill = share(r.prefill_s, r.compute_busy_s);
-  const double lost = share(r.miss_evicted + r.miss_after_miss, r.blocks);
+  // A manager tells why the first block of a prompt is missing; the others behind it are missing for the same reason.
+  const double behind = r.through_manager ? share(r.miss_evicted, r.miss_evicted + r.miss_never_stored) : 1.0;
+  const double lost = share(r.miss_evicted, r.blocks) + behind * share(r.miss_after_miss, r.blocks);
   const std::string more_host = fmt::format(
       "a larger host tier (host.budget is {}): {:.0f} % of the prompt blocks were computed before and were gone",
       gib(static_cast<double>(o.host_bytes)), 100 * lost);

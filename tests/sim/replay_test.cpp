@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "examples/llama/engine.h"
+#include "sim/library_run.h"
 #include "sim/virtual_engine.h"
 #include "tests/sim/traces.h"
 
@@ -183,6 +184,38 @@ TEST(MeasuredRates, AreStraightLinesBetweenWhatWasMeasured) {
   EXPECT_DOUBLE_EQ(cost({.rows = 6}), 1.5);
   EXPECT_DOUBLE_EQ(cost({.rows = 99}), 2.0) << "no step was larger than the largest measured";
   EXPECT_DOUBLE_EQ(cost({.rows = 1, .pairs = 2, .cold_blocks = 1, .frames_stored = 1}), 112.0);
+}
+
+// The same report as the timing model's own, from the library's counts: near it where both model the same.
+TEST(ThroughManager, ReportsWhatTheLibraryDid) {
+  EngineOptions options;
+  options.device = load_device("h200", {std::string(FIRN_SOURCE_DIR) + "/configs"}).value();
+  options.model = load_model_shape("llama-3.1-8b").value();
+  options.pool_bytes = std::uint64_t{40} << 30;
+  options.host_bytes = std::uint64_t{100} << 30;
+  const TraceOptions trace{.max_requests = 400};
+  const Result<EngineResult> ran = run_through_manager(slice("conversation_2000.jsonl.zst"), trace, options);
+  ASSERT_TRUE(ran.ok()) << ran.status().message();
+  EXPECT_EQ(ran->requests, 400u);
+  EXPECT_EQ(ran->finished + ran->refused, 400u);
+  EXPECT_GT(ran->hits_pool, 0u);
+  EXPECT_GT(ran->hits_host, 0u);
+  EXPECT_GT(ran->host_down_bytes, ran->host_up_bytes);
+  EXPECT_FALSE(ran->samples.empty());
+  const EngineResult own = run_engine(slice("conversation_2000.jsonl.zst"), trace, options).value();
+  const auto share = [](const EngineResult& r) {
+    return double(r.hit_tokens_pool + r.hit_tokens_host) / double(r.input_tokens);
+  };
+  EXPECT_NEAR(share(*ran), share(own), 0.08) << "16-token blocks find a little more than 512-token ones";
+  options.pool_bytes = std::uint64_t{24} << 30;
+  options.host_bytes = 0;
+  const EngineResult lru = run_through_manager(slice("conversation_2000.jsonl.zst"), trace, options).value();
+  options.policy = "lfu";
+  const EngineResult lfu = run_through_manager(slice("conversation_2000.jsonl.zst"), trace, options).value();
+  EXPECT_NE(lfu.hits_pool, lru.hits_pool) << "another policy, another count";
+  options.swap = true;
+  EXPECT_EQ(run_through_manager(slice("conversation_2000.jsonl.zst"), trace, options).status().code(),
+            Code::kInvalidArgument);
 }
 
 // What a manager writes is what it was asked: replayed, the same prompts find the same prefixes.
