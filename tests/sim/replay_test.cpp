@@ -207,7 +207,7 @@ TEST(ThroughManager, ReportsWhatTheLibraryDid) {
     return double(r.hit_tokens_pool + r.hit_tokens_host) / double(r.input_tokens);
   };
   EXPECT_NEAR(share(*ran), share(own), 0.08) << "16-token blocks find a little more than 512-token ones";
-  options.pool_bytes = std::uint64_t{24} << 30;
+  options.pool_bytes = std::uint64_t{100} << 30;
   options.host_bytes = 0;
   const EngineResult lru = run_through_manager(slice("conversation_2000.jsonl.zst"), trace, options).value();
   options.policy = "lfu";
