@@ -251,7 +251,7 @@ firn_match match_of(const firn::PrefixMatch& match) {
 }
 
 firn_key_place place_of(const firn::EventBlock& block) {
-  return {key_of(block.key), key_of(block.parent), index(block.group), block.tiers,
+  return {key_of(block.key), key_of(block.parent), index(block.page_set), block.tiers,
           block.position,    block.tokens,         block.name_space};
 }
 

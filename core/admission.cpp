@@ -105,10 +105,15 @@ Result<PrefixMatch> ManagerImpl::resume(SeqId id) {
   seq = find_sequence(id);  // settling lets go of the lock
   if (!seq || !seq->preempted)
     return Status(Code::kInvalidArgument, fmt::format("resume: sequence {} was freed meanwhile", index(id)));
-  const Found found = find_prefix(seq->tokens, namespaces_[seq->name_space].chain,
-                                  seq->exact ? Fidelity::kExact : Fidelity::kDerived, /*all=*/true);
+  const Scope scope{.own = namespaces_[seq->name_space].chain,
+                    .shared = namespaces_[seq->shared_space].chain,
+                    .shared_blocks = seq->shared_blocks,
+                    .share = true,  // its blocks there have their names already
+                    .min_fidelity = seq->exact ? Fidelity::kExact : Fidelity::kDerived};
+  const Found found = find_prefix(seq->tokens, scope, /*all=*/true);
   seq->preempted = false;
   seq->tokens.resize(found.match.tokens);
+  seq->shared_blocks = std::min(seq->shared_blocks, seq->committed_blocks());
   hold(*seq, found);
   return found.match;
 }

@@ -54,13 +54,26 @@ BlockId BlockPool::make_record() {
   record.generation = generation;
   record.in_use = true;
   ++block_count_;
+  ++tallies_[0].blocks;
   return id;
+}
+
+void BlockPool::set_namespace(BlockId id, std::uint16_t name_space) {
+  Block& record = block(id);
+  FIRN_CHECK(record.in_use && name_space < tallies_.size());
+  const std::uint32_t slots = record.slot == SlotId::kNone ? 0 : 1;
+  tallies_[record.name_space].slots -= slots;
+  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
+  record.name_space = name_space;
+  tallies_[name_space].slots += slots;
+  ++tallies_[name_space].blocks;
 }
 
 void BlockPool::drop_record(BlockId id) {
   Block& record = block(id);
   FIRN_CHECK(record.in_use && record.refs == 0 && record.slot == SlotId::kNone && record.frame == FrameId::kNone &&
              record.in_flight == 0 && !record.candidate);
+  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
   const std::uint32_t generation = record.generation;
   record = {};
   record.generation = generation;
@@ -98,6 +111,7 @@ void BlockPool::bind(SlotId slot, BlockId id) {
   bound.owner = id;
   bound.state = SlotState::kBound;
   block(id).slot = slot;
+  ++tallies_[block(id).name_space].slots;
 }
 
 SlotId BlockPool::unbind(BlockId id) {
@@ -107,6 +121,7 @@ SlotId BlockPool::unbind(BlockId id) {
   bound.owner = BlockId::kNone;
   bound.state = SlotState::kTaken;
   block(id).slot = SlotId::kNone;
+  --tallies_[block(id).name_space].slots;
   return slot;
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/base/check.h"
@@ -79,6 +80,18 @@ class BlockPool {
   enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound, kAbsent };
   SlotState state(SlotId slot) const { return slots_[index(slot)].state; }
   std::vector<SlotId> free_order() const;  // the queue from its head
+  // What a namespace has: every record and every slot is some namespace's.
+  struct Tally {
+    std::uint32_t blocks = 0, slots = 0;
+  };
+  void ensure_namespaces(std::uint32_t count) {
+    if (tallies_.size() < count) tallies_.resize(count);
+  }
+  void set_namespace(BlockId id, std::uint16_t name_space);  // the record is no candidate
+  const Tally& tally(std::uint16_t name_space) const { return tallies_[name_space]; }
+  // Namespaces whose last record was dropped since the last call.
+  std::vector<std::uint16_t> take_emptied() { return std::exchange(emptied_, {}); }
+
   // For verify(): walks the queue forwards and backwards; empty if sound.
   std::vector<std::string> check_queue() const;
 
@@ -94,6 +107,8 @@ class BlockPool {
   std::vector<Slot> slots_;
   BlockId free_record_ = BlockId::kNone;
   std::uint32_t block_count_ = 0, free_slots_ = 0, slot_total_ = 0;
+  std::vector<Tally> tallies_ = std::vector<Tally>(1);  // by namespace
+  std::vector<std::uint16_t> emptied_;
 };
 
 }  // namespace firn

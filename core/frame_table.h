@@ -21,8 +21,9 @@ struct Frame {
   std::uint32_t bytes = 0;  // encoded
   std::uint32_t generation = 0;
   FrameId next_free = FrameId::kNone;
-  std::uint16_t live = 0;       // blocks of it that live sequences hold: such a frame is not evicted
-  std::uint16_t in_flight = 0;  // mover jobs that read it
+  std::uint16_t live = 0;        // blocks of it that live sequences hold: such a frame is not evicted
+  std::uint16_t in_flight = 0;   // mover jobs that read it
+  std::uint16_t name_space = 0;  // of all its blocks
   std::uint8_t block_count = 0;
   PageSetId page_set{0};
   Fidelity fidelity = Fidelity::kExact;  // of its label

@@ -1,31 +1,475 @@
-// keep.cpp: what is kept longer than its last use alone would keep it.
+// keep.cpp: retention, families and quotas, as far as they decide who may leave a slot or a frame. All of it costs one
+// comparison while nobody uses it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <tuple>
+
 #include "core/manager_impl.h"
 
 namespace firn {
 namespace {
-Status not_yet() { return Status(Code::kUnavailable, "this build does not have this call yet"); }
+
+constexpr std::size_t kMaxOwnerBytes = 256;
+constexpr std::size_t kMaxKeysPerCall = 1u << 20;
+
+Status check_ttl(std::int64_t ttl_ns, std::string_view call) {
+  if (ttl_ns > 0 && ttl_ns <= kMaxPinNs) return {};
+  return Status(Code::kInvalidArgument, fmt::format("{}: {} ns is not a time from 1 ns to a day", call, ttl_ns));
+}
+
 }  // namespace
 
-PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const {
-  return match_prefix(tokens, options.name_space, options.min_fidelity);
+// --- what time ends ---
+
+// Whoever asks first sees what has ended until now, which is no change of what is true.
+void ManagerImpl::expire() const {
+  if (retention_->unused()) return;
+  const Instant now = clock_();
+  if (!retention_->due(now)) return;
+  ManagerImpl& self = const_cast<ManagerImpl&>(*this);
+  for (const BlockId id : retention_->advance(now)) self.retention_changed(id);
 }
-Status ManagerImpl::set_retention(SeqId, std::span<const RetentionRange>) { return not_yet(); }
-Result<PinReport> ManagerImpl::pin(std::span<const Key>, std::int64_t) { return not_yet(); }
-std::uint32_t ManagerImpl::unpin(std::span<const Key>) { return 0; }
-Result<LeaseId> ManagerImpl::acquire_lease(std::string_view, std::span<const Key>, std::int64_t) { return not_yet(); }
-Status ManagerImpl::renew_lease(LeaseId, std::int64_t) { return not_yet(); }
-bool ManagerImpl::release_lease(LeaseId) { return false; }
-std::vector<LeaseInfo> ManagerImpl::leases() const { return {}; }
-Status ManagerImpl::set_family(std::span<const Key>) { return not_yet(); }
-Status ManagerImpl::set_quota(std::string_view, const NamespaceQuota&) { return not_yet(); }
-NamespaceUsage ManagerImpl::usage(std::string_view) const { return {}; }
-std::uint64_t ManagerImpl::namespace_tag(std::string_view) const { return 0; }
-Result<EventBatch> ManagerImpl::take_events(std::uint64_t, std::size_t, std::optional<std::string_view>) const {
-  return not_yet();
+
+// Its priority or hold is another than before: the policies hear of it.
+void ManagerImpl::retention_changed(BlockId id) {
+  const Block& block = pool_->block(id);
+  if (!block.in_use) return;
+  update_candidate(id);
+  if (block.frame == FrameId::kNone) return;
+  Frame& frame = frames_->frame(block.frame);
+  if (frame.candidate) {
+    frame_policy_->on_remove(frame.policy_id);
+    frame.candidate = false;
+  }
+  update_frame(block.frame);
 }
-Result<EventSnapshot> ManagerImpl::event_snapshot(std::optional<std::string_view>) const { return not_yet(); }
-Explanation ManagerImpl::explain(std::span<const TokenId>, const BeginOptions&) const { return {}; }
-std::vector<BlockState> ManagerImpl::block_states(SeqId) const { return {}; }
-std::string ManagerImpl::dump() const { return "{}"; }
+
+bool ManagerImpl::frame_held(const Frame& frame) const {
+  if (retention_->held_count() == 0) return false;
+  return std::any_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
+                     [this](BlockId id) { return id != BlockId::kNone && retention_->held(id); });
+}
+
+// Of a frame: that of its most valuable block.
+std::uint8_t ManagerImpl::frame_priority(const Frame& frame) const {
+  if (retention_->unused()) return kDefaultPriority;
+  std::uint8_t most = 0;
+  for (std::uint8_t i = 0; i < frame.block_count; ++i)
+    if (frame.blocks[i] != BlockId::kNone) most = std::max(most, retention_->priority(frame.blocks[i]));
+  return most;
+}
+
+void ManagerImpl::release_retention() {
+  std::vector<BlockId> held;
+  for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i)
+    if (pool_->block(BlockId{i}).in_use && retention_->held(BlockId{i})) held.push_back(BlockId{i});
+  retention_->clear();
+  for (const BlockId id : held) retention_changed(id);
+}
+
+void ManagerImpl::reap_namespaces() {
+  namespaces_.reap(*pool_, [this](std::uint64_t tag) { events_->close(tag); });
+}
+
+// --- who may go ---
+
+bool ManagerImpl::family_may_go(BlockId id) const {
+  const std::vector<BlockId>* family = retention_->family(id);
+  return !family || std::all_of(family->begin(), family->end(), [this](BlockId member) {
+    const Block& block = pool_->block(member);
+    return block.refs == 0 && block.in_flight == 0 && !retention_->held(member);
+  });
+}
+
+// Victims are looked for one by one past those that a floor or a family protects, which is why this is asked for only
+// where there is one.
+BlockId ManagerImpl::choose_slot_victim(std::uint16_t name_space, bool own_only, const Filter& also) {
+  const bool quotas = namespaces_.any_quota() && name_space != kAnyNamespace, families = retention_->any_family();
+  // While another thread computes a step, what live sequences hold may be read this very moment.
+  const bool reading = running_steps_ != 0;
+  Filter filter = also;
+  if (own_only || quotas || families || reading) {
+    filter = [&](BlockId id) {
+      if (reading && pool_->block(id).refs != 0) return false;
+      const std::uint16_t owner = pool_->block(id).name_space;
+      if (owner != name_space) {
+        if (own_only) return false;
+        const std::uint64_t floor = quotas ? namespaces_[owner].quota.device_floor : 0;
+        if (floor != 0 && (pool_->tally(owner).slots - 1) * layout_.page_bytes < floor) return false;
+      }
+      return (!also || also(id)) && (!families || family_may_go(id));
+    };
+  }
+  BlockId victim;
+  return slot_policy_->victims({}, filter, {&victim, 1}) == 0 ? BlockId::kNone : victim;
+}
+
+BlockId ManagerImpl::choose_frame_victim(std::uint16_t name_space, bool own_only) {
+  const bool quotas = namespaces_.any_quota() && name_space != kAnyNamespace, families = retention_->any_family();
+  Filter filter;
+  if (own_only || quotas || families) {
+    filter = [&](BlockId id) {
+      const Frame& frame = frames_->frame(pool_->block(id).frame);
+      if (frame.name_space != name_space) {
+        if (own_only) return false;
+        const Namespace& owner = namespaces_[frame.name_space];
+        if (quotas && owner.quota.host_floor != 0 && owner.host_bytes - frame.bytes < owner.quota.host_floor)
+          return false;
+      }
+      return !families || std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
+                                      [&](BlockId other) { return other == BlockId::kNone || family_may_go(other); });
+    };
+  }
+  BlockId victim;
+  return frame_policy_->victims({}, filter, {&victim, 1}) == 0 ? BlockId::kNone : victim;
+}
+
+SlotId ManagerImpl::evict_with_family(BlockId id) {
+  std::vector<BlockId> family;
+  if (const std::vector<BlockId>* all = retention_->family(id)) family = *all;
+  const SlotId slot = evict(id);
+  for (const BlockId member : family)
+    if (member != id && pool_->block(member).candidate) pool_->put_free_slot(evict(member), /*at_head=*/false);
+  return slot;
+}
+
+// What is left of a family that has lost a member is worth nothing: it goes, unless somebody holds it.
+void ManagerImpl::drop_kin() {
+  while (!broken_families_.empty()) {
+    const std::vector<BlockRef> kin = std::move(broken_families_.back());
+    broken_families_.pop_back();
+    for (const BlockRef& ref : kin) {
+      const Block& block = pool_->block(ref.id);
+      if (!block.in_use || block.generation != ref.generation || block.refs != 0 || block.in_flight != 0 ||
+          !block.full() || retention_->held(ref.id))
+        continue;
+      ++counters_.family_evictions;
+      forget_key(ref.id, block.slot != SlotId::kNone ? MissReason::kEvictedDevice : MissReason::kEvictedHost);
+      settle(ref.id);
+    }
+  }
+}
+
+// --- quotas ---
+
+std::uint32_t ManagerImpl::ceiling_slots(std::uint16_t name_space) const {
+  if (!namespaces_.any_quota() || name_space == kAnyNamespace) return ~0u;
+  const std::uint64_t ceiling = namespaces_[name_space].quota.device_ceiling;
+  return ceiling == 0 ? ~0u : static_cast<std::uint32_t>(std::min<std::uint64_t>(ceiling / layout_.page_bytes, ~0u));
+}
+
+// Slots that this namespace could get: free ones, and those whose block may go for it.
+std::uint32_t ManagerImpl::slots_for(std::uint16_t name_space) const {
+  const std::uint64_t free = pool_->free_slots();
+  if (!namespaces_.any_quota() || name_space == kAnyNamespace)
+    return static_cast<std::uint32_t>(free + slot_policy_->candidates());
+  const std::uint64_t own = slot_policy_->candidates(name_space);
+  std::uint64_t others = 0;
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
+    const std::uint16_t other = static_cast<std::uint16_t>(i);
+    if (other == name_space || !namespaces_.in_use(other)) continue;
+    const std::uint64_t block_bytes = layout_.page_bytes, has = pool_->tally(other).slots;
+    const std::uint64_t kept = (namespaces_[other].quota.device_floor + block_bytes - 1) / block_bytes;
+    others += std::min<std::uint64_t>(slot_policy_->candidates(other), has > kept ? has - kept : 0);
+  }
+  const std::uint64_t all = free + own + others, ceiling = ceiling_slots(name_space);
+  if (ceiling == ~0u) return static_cast<std::uint32_t>(all);
+  const std::uint64_t used = pool_->tally(name_space).slots;
+  return static_cast<std::uint32_t>(std::min(all, ceiling + own > used ? ceiling + own - used : 0));
+}
+
+bool ManagerImpl::host_room(std::uint16_t name_space, std::uint64_t bytes) {
+  if (!namespaces_.any_quota()) return true;
+  const Namespace& space = namespaces_[name_space];
+  while (space.quota.host_ceiling != 0 && space.host_bytes + bytes > space.quota.host_ceiling) {
+    const BlockId own = choose_frame_victim(name_space, /*own_only=*/true);
+    if (own == BlockId::kNone) return false;
+    ++counters_.host_evictions;
+    drop_frame(pool_->block(own).frame, MissReason::kEvictedHost);
+    drop_kin();
+  }
+  return true;
+}
+
+Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota& quota) {
+  Lock lock(mutex_);
+  run_deferred();
+  const auto above = [](std::uint64_t floor, std::uint64_t ceiling) { return ceiling != 0 && floor > ceiling; };
+  if (above(quota.device_floor, quota.device_ceiling) || above(quota.host_floor, quota.host_ceiling))
+    return Status(Code::kInvalidArgument, "set_quota: a floor is above its ceiling");
+  if (quota.device_ceiling != 0 && quota.device_ceiling < layout_.page_bytes)
+    return Status(Code::kInvalidArgument, fmt::format("set_quota: a ceiling of {} bytes is less than one block of {}; "
+                                                      "0 is no ceiling",
+                                                      quota.device_ceiling, layout_.page_bytes));
+  std::uint64_t device = quota.device_floor, host = quota.host_floor;
+  const std::optional<std::uint16_t> known = namespaces_.find(name_space);
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
+    const std::uint16_t other = static_cast<std::uint16_t>(i);
+    if (!namespaces_.in_use(other) || other == known) continue;
+    device += namespaces_[other].quota.device_floor;
+    host += namespaces_[other].quota.host_floor;
+  }
+  const std::uint64_t pool_bytes = pool_->slot_total() * layout_.page_bytes;
+  if (device > pool_bytes || host > config_.host.budget_bytes)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("set_quota: all floors together are {} of {} bytes of slots and {} of {} bytes of the "
+                              "host tier; lower one",
+                              device, pool_bytes, host, config_.host.budget_bytes));
+  FIRN_ASSIGN(const std::uint16_t id, namespaces_.intern(name_space, *ledger_, *pool_));
+  namespaces_.set_quota(id, quota);
+  return {};
+}
+
+NamespaceUsage ManagerImpl::usage(std::string_view name_space) const {
+  Lock lock(mutex_);
+  const std::optional<std::uint16_t> known = namespaces_.find(name_space);
+  if (!known) return {};
+  const Namespace& space = namespaces_[*known];
+  const BlockPool::Tally& tally = pool_->tally(*known);
+  NamespaceUsage usage{.quota = space.quota,
+                       .device_bytes = tally.slots * layout_.page_bytes,
+                       .host_bytes = space.host_bytes,
+                       .sequences = 0,
+                       .blocks = tally.blocks};
+  for (const auto& [number, seq] : sequences_) usage.sequences += seq->name_space == *known;
+  return usage;
+}
+
+std::uint64_t ManagerImpl::namespace_tag(std::string_view name_space) const { return namespaces_.tag(name_space); }
+
+// --- pool.zero_on_free ---
+
+// Before a slot with another namespace's bytes is anybody else's. The device does its work in order: whoever still
+// reads the old bytes goes first, and whoever writes new ones comes after.
+Status ManagerImpl::clear_if_foreign(SlotId slot, std::uint16_t name_space) {
+  if (slot_serials_.empty()) return {};
+  std::uint32_t& serial = slot_serials_[index(slot)];
+  const std::uint32_t own = namespaces_[name_space].serial;
+  if (serial != 0 && serial != own && bytes_) {
+    const Region& region = chunks_[(index(slot) - 1) / slots_per_chunk_].region;
+    FIRN_ASSIGN(last_write_,
+                device_->kernels().fill(region, slot_address(slot) - region.address, layout_.page_bytes, 0));
+    ++counters_.slots_cleared;
+  }
+  serial = own;
+  return {};
+}
+
+// --- priorities ---
+
+Status ManagerImpl::ensure_level(std::uint8_t priority) {
+  if (slot_policy_->has_level(priority)) return {};
+  const std::uint64_t bytes = 2 * LeveledPolicy::level_bytes(pool_->block_capacity());
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, bytes));
+  FIRN_TRY(slot_policy_->ensure_level(priority));
+  FIRN_TRY(frame_policy_->ensure_level(priority));
+  charges_.push_back(std::move(charge));
+  fixed_metadata_bytes_ += bytes;
+  return {};
+}
+
+// The last range that a block begins in says what it is worth.
+Status ManagerImpl::apply_retention(Sequence& seq, std::uint32_t first, std::uint32_t end) {
+  if (seq.ranges.empty()) return {};
+  const std::int64_t now_ns = clock_().ns;
+  std::vector<std::tuple<BlockId, std::uint8_t, std::int64_t>> before;
+  Status status;
+  for (std::uint32_t i = first; status.ok() && i < end; ++i) {
+    const std::uint32_t position = i * kBlockTokens;
+    const auto range = std::find_if(seq.ranges.rbegin(), seq.ranges.rend(), [&](const RetentionRange& candidate) {
+      return candidate.first <= position && position < candidate.end;
+    });
+    if (range == seq.ranges.rend()) continue;
+    for (const Table& table : seq.tables) {
+      const BlockId id = table.blocks[i];
+      if (id == BlockId::kNone) continue;
+      const auto [priority, until_ns] = retention_->priority_until(id);
+      status = retention_->set_priority(id, range->priority, range->duration_ns == 0 ? 0 : now_ns + range->duration_ns);
+      if (!status.ok()) break;
+      before.emplace_back(id, priority, until_ns);
+    }
+  }
+  if (!status.ok()) {
+    ++counters_.retention_refused;
+    for (const auto& [id, priority, until_ns] : before) retention_->set_priority(id, priority, until_ns).ok();
+  }
+  for (const auto& entry : before) retention_changed(std::get<0>(entry));
+  return status;
+}
+
+Status ManagerImpl::set_retention(SeqId id, std::span<const RetentionRange> ranges) {
+  Lock lock(mutex_);
+  run_deferred();
+  FIRN_ASSIGN(Sequence * seq, get_sequence(id, "set_retention"));
+  if (ranges.size() > kMaxRetentionRanges)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("set_retention: {} ranges, {} are the most", ranges.size(), kMaxRetentionRanges));
+  for (const RetentionRange& range : ranges)
+    if (range.first >= range.end || range.priority > kMaxPriority || range.duration_ns < 0 ||
+        range.duration_ns > std::int64_t{1} << 60)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("set_retention: tokens [{}, {}) with priority {} for {} ns; a range has a token, a "
+                                "priority from 0 to {} and a duration of 0 or more",
+                                range.first, range.end, range.priority, range.duration_ns, kMaxPriority));
+  for (const RetentionRange& range : ranges) FIRN_TRY(ensure_level(range.priority).with_context("set_retention"));
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, ranges.size_bytes()));
+  std::vector<RetentionRange> before(ranges.begin(), ranges.end());
+  std::swap(before, seq->ranges);
+  const Status status = apply_retention(*seq, 0, seq->committed_blocks());
+  if (status.ok()) {
+    seq->ranges_charge = std::move(charge);
+  } else {
+    std::swap(before, seq->ranges);
+  }
+  return status.ok() ? status : status.with_context("set_retention: nothing was changed");
+}
+
+// --- pins, leases, families ---
+
+// The blocks of each key, one a page set that has it, each once; how many keys there is none for.
+Status ManagerImpl::find_keys(std::span<const Key> keys, std::vector<BlockId>& found, std::uint32_t& absent) const {
+  if (keys.size() > kMaxKeysPerCall)
+    return Status(Code::kInvalidArgument, fmt::format("{} keys, {} are the most", keys.size(), kMaxKeysPerCall));
+  for (const Key& key : keys) {
+    if (key.is_zero()) {
+      ++absent;
+      continue;
+    }
+    const Row row = look_up(key, Fidelity::kDerived);
+    absent += !row.any;
+    for (const BlockId id : row.ids)
+      if (id != BlockId::kNone) found.push_back(id);
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return {};
+}
+
+Status ManagerImpl::check_pin_budget(std::span<const BlockId> blocks) const {
+  const auto fresh = static_cast<std::uint64_t>(
+      std::count_if(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); }));
+  const std::uint64_t wanted = (retention_->held_count() + fresh) * layout_.page_bytes;
+  if (fresh == 0 || wanted <= config_.retention.pin_budget_bytes) return {};
+  return Status(Code::kNoSpace,
+                fmt::format("{} bytes would be pinned, retention.pin_budget is {}; unpin or release something, or "
+                            "raise it",
+                            wanted, config_.retention.pin_budget_bytes));
+}
+
+Result<PinReport> ManagerImpl::pin(std::span<const Key> keys, std::int64_t ttl_ns) {
+  Lock lock(mutex_);
+  run_deferred();
+  FIRN_TRY(check_ttl(ttl_ns, "pin"));
+  PinReport report{.budget_bytes = config_.retention.pin_budget_bytes};
+  std::vector<BlockId> blocks;
+  FIRN_TRY(find_keys(keys, blocks, report.absent).with_context("pin"));
+  report.pinned = static_cast<std::uint32_t>(keys.size()) - report.absent;
+  FIRN_TRY(check_pin_budget(blocks).with_context("pin"));
+  // Those that need memory first, so that a refusal changes nothing.
+  std::stable_partition(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); });
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const bool fresh = !retention_->held(blocks[i]);
+    if (const Status status = retention_->pin(blocks[i], clock_().ns + ttl_ns); !status.ok()) {
+      FIRN_CHECK(fresh);
+      while (i-- > 0) retention_->unpin(blocks[i]);
+      for (const BlockId id : blocks) retention_changed(id);
+      return status.with_context("pin");
+    }
+  }
+  for (const BlockId id : blocks) retention_changed(id);
+  report.pinned_bytes = retention_->held_count() * layout_.page_bytes;
+  return report;
+}
+
+std::uint32_t ManagerImpl::unpin(std::span<const Key> keys) {
+  Lock lock(mutex_);
+  run_deferred();
+  std::uint32_t unpinned = 0;
+  for (const Key& key : keys) {
+    bool any = false;
+    for (std::uint8_t s = 0; s < layout_.sets.size() && !key.is_zero(); ++s)
+      for (BlockId id = index_->find(key, PageSetId{s}); id != BlockId::kNone; id = pool_->block(id).next_duplicate)
+        if (retention_->unpin(id)) {
+          any = true;
+          retention_changed(id);
+        }
+    unpinned += any;
+  }
+  return unpinned;
+}
+
+Result<LeaseId> ManagerImpl::acquire_lease(std::string_view owner, std::span<const Key> keys, std::int64_t ttl_ns) {
+  Lock lock(mutex_);
+  run_deferred();
+  FIRN_TRY(check_ttl(ttl_ns, "acquire_lease"));
+  if (owner.empty() || owner.size() > kMaxOwnerBytes || keys.empty())
+    return Status(Code::kInvalidArgument,
+                  fmt::format("acquire_lease: an owner of 1 to {} bytes and at least one key", kMaxOwnerBytes));
+  std::vector<BlockId> blocks;
+  std::uint32_t absent = 0;
+  FIRN_TRY(find_keys(keys, blocks, absent).with_context("acquire_lease"));
+  if (absent != 0) {
+    std::size_t first = 0;
+    while (!keys[first].is_zero() && look_up(keys[first], Fidelity::kDerived).any) ++first;
+    return Status(Code::kUnavailable, fmt::format("acquire_lease: {} of {} keys are not here; the first {} are", absent,
+                                                  keys.size(), first));
+  }
+  FIRN_TRY(check_pin_budget(blocks).with_context("acquire_lease"));
+  const Instant now = clock_();
+  const std::vector<BlockId> changed = blocks;
+  FIRN_ASSIGN(const LeaseId lease, retention_->acquire(owner, std::move(blocks), now, now.ns + ttl_ns));
+  for (const BlockId id : changed) retention_changed(id);
+  return lease;
+}
+
+Status ManagerImpl::renew_lease(LeaseId lease, std::int64_t ttl_ns) {
+  Lock lock(mutex_);
+  run_deferred();
+  FIRN_TRY(check_ttl(ttl_ns, "renew_lease"));
+  return retention_->renew(lease, clock_().ns + ttl_ns);
+}
+
+bool ManagerImpl::release_lease(LeaseId lease) {
+  Lock lock(mutex_);
+  run_deferred();
+  std::vector<BlockId> changed;
+  const bool released = retention_->release(lease, changed);
+  for (const BlockId id : changed) retention_changed(id);
+  return released;
+}
+
+std::vector<LeaseInfo> ManagerImpl::leases() const {
+  Lock lock(mutex_);
+  expire();
+  return retention_->leases(layout_.page_bytes);
+}
+
+Status ManagerImpl::set_family(std::span<const Key> keys) {
+  Lock lock(mutex_);
+  run_deferred();
+  if (keys.size() < 2 || keys.size() > kMaxFamilyBlocks)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("set_family: {} keys; a family has 2 to {}", keys.size(), kMaxFamilyBlocks));
+  std::vector<BlockId> blocks;
+  std::uint32_t absent = 0;
+  FIRN_TRY(find_keys(keys, blocks, absent));
+  if (absent != 0)
+    return Status(Code::kUnavailable, fmt::format("set_family: {} of {} keys are not here", absent, keys.size()));
+  if (blocks.size() < keys.size()) return Status(Code::kInvalidArgument, "set_family: a key is given twice");
+  for (const BlockId id : blocks)
+    if (retention_->family(id)) return Status(Code::kInvalidArgument, "set_family: a block is in a family already");
+  return retention_->make_family(blocks);
+}
+
+// --- bytes that somebody is reading ---
+
+void ManagerImpl::erase_frame_bytes(const FrameKey& key) {
+  if (!host_->erase(key) && host_->contains(key)) erase_later_.push_back(key);
+}
+
+void ManagerImpl::sweep_erased() {
+  std::erase_if(erase_later_, [this](const FrameKey& key) { return host_->erase(key) || !host_->contains(key); });
+}
 
 }  // namespace firn

@@ -21,6 +21,7 @@ constexpr std::uint32_t kMaxRecords = 64u << 20;
 constexpr std::uint64_t kMaxAutoStagingBytes = 64u << 20;
 constexpr std::int64_t kLastWaitNs = 10'000'000'000;
 constexpr std::uint64_t kSequenceAllowanceBytes = 256u << 20;
+constexpr std::uint64_t kKeepAllowanceBytes = 16u << 20;  // of names, leases and what retention says of blocks
 
 }  // namespace
 
@@ -47,7 +48,8 @@ ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Env
       clock_(environment.clock ? environment.clock : steady_now),
       threads_(environment.threads),
       device_(environment.device),
-      assumed_ratio_(environment.assumed_ratio) {}
+      assumed_ratio_(environment.assumed_ratio),
+      namespaces_(identity_) {}
 
 ManagerImpl::~ManagerImpl() {
   {
@@ -115,7 +117,7 @@ Status ManagerImpl::set_up() {
   FIRN_TRY(check_groups());
   FIRN_TRY(size_pool());
   FIRN_TRY(make_host_tier());
-  intern_namespace({}).status().ok();
+  FIRN_TRY(namespaces_.intern({}, *ledger_, *pool_).status());  // number 0, always there
   if (host_ && config_.mover.worker) worker_ = std::jthread([this] { worker(); });
   return {};
 }
@@ -200,7 +202,10 @@ Status ManagerImpl::size_pool() {
   fixed_metadata_bytes_ = BlockPool::metadata_bytes(slot_count, block_count) +
                           PrefixIndex::metadata_bytes(block_count) + FrameTable::metadata_bytes(frame_count) +
                           Ghosts::metadata_bytes(ghost_count) + 2 * 16 * std::uint64_t{block_count} +
-                          2 * config_.mover.queue * sizeof(Job);
+                          2 * config_.mover.queue * sizeof(Job) + Verdicts::metadata_bytes() +
+                          EventLog::metadata_bytes(config_.events.capacity, block_count) +
+                          (config_.pool.zero_on_free ? slot_count * sizeof(std::uint32_t) : 0);
+  if (config_.retention.pin_budget_bytes == 0) config_.retention.pin_budget_bytes = budget / 4;
   // A state is whole or nothing.
   const bool partial_reuse =
       config_.partial_reuse && std::none_of(layout_.sets.begin(), layout_.sets.end(),
@@ -211,7 +216,8 @@ Status ManagerImpl::size_pool() {
         fixed_metadata_bytes_ +
         // One sequence more than there may be: one that grows holds its old and its new table for a moment.
         std::min(kSequenceAllowanceBytes,
-                 (config_.max_sequences + 1) * sequence_bytes(config_.max_sequence_tokens + kBlockTokens));
+                 (config_.max_sequences + 1) * sequence_bytes(config_.max_sequence_tokens + kBlockTokens)) +
+        kKeepAllowanceBytes;
   ledger_ = std::make_unique<Ledger>(budget, config_.host.budget_bytes, config_.metadata_budget_bytes);
   if (fail_charge_ != 0) ledger_->fail_charge(fail_charge_);
   FIRN_TRY(charge_metadata());
@@ -221,8 +227,13 @@ Status ManagerImpl::size_pool() {
   if (partial_reuse) partial_ = std::make_unique<PartialIndex>(block_count);
   frames_ = std::make_unique<FrameTable>(frame_count);
   ghosts_ = std::make_unique<Ghosts>(ghost_count);
-  FIRN_ASSIGN(slot_policy_, make_policy(config_.eviction, block_count));
-  FIRN_ASSIGN(frame_policy_, make_policy(config_.eviction, block_count));
+  FIRN_ASSIGN(auto slot_policy, make_policy(config_.eviction, block_count));
+  slot_policy_ = std::make_unique<LeveledPolicy>(std::move(slot_policy), config_.eviction, block_count, *pool_);
+  FIRN_ASSIGN(auto frame_policy, make_policy(config_.eviction, block_count));
+  frame_policy_ = std::make_unique<LeveledPolicy>(std::move(frame_policy), config_.eviction, block_count, *pool_);
+  retention_ = std::make_unique<Retention>(*ledger_);
+  events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
+  if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);
   if (elastic_) chunks_.resize(most_slots / slots_per_chunk_);
   const auto take_elastic = [&] {
     for (std::uint32_t at = 0; at < slots / slots_per_chunk_; ++at) FIRN_TRY(take_chunk(at));
@@ -377,6 +388,15 @@ Stats ManagerImpl::stats() const {
   s.token_bytes = model_.token_bytes();
   s.host_raw_bytes = host_raw_bytes_;
   if (host_) s.host_frame_bytes = host_->stats().resident_bytes;
+  s.namespaces = namespaces_.count();
+  s.leases = retention_->lease_count();
+  s.pinned_blocks = retention_->held_count();
+  s.pinned_bytes = s.pinned_blocks * model_.block_bytes();
+  s.priorities_expired = retention_->counters().priorities_expired;
+  s.pins_expired = retention_->counters().pins_expired;
+  s.leases_expired = retention_->counters().leases_expired;
+  s.events = events_->last();
+  s.events_lost = events_->lost();
   s.pool_bytes = ledger_->spent(Account::kPool);
   s.staging_bytes = ledger_->spent(Account::kStaging);
   s.workspace_bytes = ledger_->spent(Account::kWorkspace);
@@ -427,6 +447,10 @@ std::string_view to_string(MissReason reason) {
       return "fidelity";
     case MissReason::kGroup:
       return "group";
+    case MissReason::kNamespace:
+      return "namespace";
+    case MissReason::kFiltered:
+      return "filtered";
     case MissReason::kCount:
       break;
   }

@@ -17,11 +17,16 @@
 #include <vector>
 
 #include "core/block_pool.h"
+#include "core/event_log.h"
 #include "core/frame_table.h"
 #include "core/ghosts.h"
+#include "core/leveled_policy.h"
+#include "core/namespaces.h"
 #include "core/partial_index.h"
 #include "core/prefix_index.h"
+#include "core/retention.h"
 #include "core/trace_recorder.h"
+#include "core/verdicts.h"
 #include "firn/manager.h"
 #include "firn/thread_pool.h"
 
@@ -46,14 +51,18 @@ struct Table {
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
-  std::vector<TokenId> tokens;      // committed
-  std::vector<Table> tables;        // one a page set, all of one length
-  std::uint32_t hot_first = 0;      // blocks from here on are in the recent window
-  std::uint32_t lost_from = ~0u;    // first block whose only copy did not decode
-  std::uint32_t reserved = 0;       // slots kept for it that it has not taken yet
-  bool preempted = false;           // has its tokens and no blocks
-  bool exact = false;               // asked for exact context: nothing it holds becomes lossy while it lives
-  Key last_key;                     // of the last full block
+  std::vector<TokenId> tokens;     // committed
+  std::vector<Table> tables;       // one a page set, all of one length
+  std::uint32_t hot_first = 0;     // blocks from here on are in the recent window
+  std::uint32_t lost_from = ~0u;   // first block whose only copy did not decode
+  std::uint32_t reserved = 0;      // slots kept for it that it has not taken yet
+  bool preempted = false;          // has its tokens and no blocks
+  bool exact = false;              // asked for exact context: nothing it holds becomes lossy while it lives
+  Key last_key;                    // of the last full block
+  std::uint16_t shared_space = 0;  // of its first shared_blocks blocks
+  std::uint32_t shared_blocks = 0;
+  std::vector<RetentionRange> ranges;
+  Ledger::Charge ranges_charge;
   std::uint32_t prompt_tokens = 0;  // what it was begun with, and when: for trace.record
   Instant begun;
   Ledger::Charge charge;  // for tokens and blocks
@@ -138,16 +147,21 @@ class ManagerImpl final : public Manager {
 
  private:
   friend struct ManagerTestPeer;
-  struct Namespace {
-    std::string name;
-    KeyChain chain;
-  };
   // What begin and match_prefix find: the blocks of the longest usable chain, by page set.
   struct Found {
     std::vector<std::vector<BlockId>> tables;
     std::vector<BlockId> partial;  // by page set, the block that the prompt leaves in its middle; empty: none
+    std::uint32_t shared = 0;      // blocks of the shared scope, which come first
     PrefixMatch match;
     std::uint32_t block_count() const { return static_cast<std::uint32_t>(tables[0].size()); }
+  };
+  // Where a request looks, block by block.
+  struct Scope {
+    KeyChain own;
+    std::optional<KeyChain> shared = {};
+    std::uint32_t shared_blocks = 0;  // the most that may be found in it, or with `share` that are
+    bool share = false;
+    Fidelity min_fidelity = Fidelity::kDerived;
   };
   // One decode of one layer of one frame into staging.
   struct Staged {
@@ -176,12 +190,24 @@ class ManagerImpl final : public Manager {
   Result<Sequence*> get_sequence(SeqId id, std::string_view call);  // not a preempted one
   Result<Sequence*> make_sequence(std::uint16_t name_space);
   void drop_sequence(Sequence& seq);
-  Result<std::uint16_t> intern_namespace(std::string_view name);
   // all: the last token is not needed for its logits.
-  Found find_prefix(std::span<const TokenId> tokens, const KeyChain& chain, Fidelity min_fidelity,
-                    bool all = false) const;
+  Found find_prefix(std::span<const TokenId> tokens, const Scope& scope, bool all = false) const;
   void hold(Sequence& seq, const Found& found);  // the sequence has these blocks now
   void record_request(const Sequence& seq);
+  // What every page set has of one key.
+  struct Row {
+    std::vector<BlockId> ids;
+    bool ends = false, any = false;       // a page set without a window has none; some page set has one
+    MissReason hole = MissReason::kNone;  // why the first that has none has none
+  };
+  Row look_up(const Key& key, Fidelity min_fidelity) const;
+  std::vector<Key> sequence_keys(const Sequence& seq, std::uint32_t blocks) const;
+  bool public_has(const Scope& scope, std::span<const TokenId> tokens) const;
+  Scope make_scope(const BeginOptions& options, std::size_t tokens) const;  // of names that are known or not
+  KeyChain chain_of(std::string_view name_space) const;
+  std::uint16_t space_of(const Sequence& seq, std::uint32_t block) const {
+    return block < seq.shared_blocks ? seq.shared_space : seq.name_space;
+  }
   void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
   // The cheapest of the blocks with this key that are good enough; any: whether there is one that is not.
@@ -189,8 +215,7 @@ class ManagerImpl final : public Manager {
   // The most blocks of found at which every page set can go on: windows are whole, states have a snapshot there.
   std::uint32_t resume_point(const Found& found) const;
   void cut_to_windows(Found& found) const;
-  void find_partial(Found& found, std::span<const TokenId> tokens, const KeyChain& chain, const Key& last,
-                    Fidelity min_fidelity) const;
+  void find_partial(Found& found, std::span<const TokenId> tokens, const Scope& scope, const Key& last) const;
   std::uint64_t movable_slots() const;
   Status refuse_allocation(const Sequence& seq, std::uint32_t slots);
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
@@ -227,6 +252,7 @@ class ManagerImpl final : public Manager {
   // certain: tokens that will be committed; tokens: those and the ones that may be.
   Need blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const;
   std::uint64_t tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const;
+  std::uint32_t slots_for(std::uint16_t name_space) const;             // free, or held by a block that may go for it
   std::uint32_t available_slots(const Sequence* who = nullptr) const;  // without what is kept for others
   std::uint32_t available_slots(std::span<const StepRequest> requests) const;
 
@@ -254,16 +280,42 @@ class ManagerImpl final : public Manager {
 
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
-  SlotId take_slot();        // free, or somebody's; kNone: nobody can go
-  SlotId take_idle_slot();   // free, or of a dead block with a copy: for promotion
-  SlotId evict(BlockId id);  // its slot, taken
-  bool make_record_room();
+  SlotId take_slot(std::uint16_t name_space);       // free, or somebody's; kNone: nobody can go
+  SlotId take_idle_slot(std::uint16_t name_space);  // free, or of a dead block with a copy: for promotion
+  SlotId evict(BlockId id);                         // its slot, taken
+  bool make_record_room(std::uint16_t name_space);
   void forget_key(BlockId id, MissReason reason);
   void settle(BlockId id);  // nobody holds it: candidate, or record and slot go back
   void update_frame(FrameId id);
-  void detach_frame(BlockId id);          // the block has nothing to do with its frame any more
-  void note_live(BlockId id, bool live);  // its first reference came, its last one went
-  bool evict_frame();                     // the host policy's first victim; false: none can go
+  void detach_frame(BlockId id);               // the block has nothing to do with its frame any more
+  void note_live(BlockId id, bool live);       // its first reference came, its last one went
+  bool evict_frame(std::uint16_t name_space);  // the host policy's first victim, for this namespace; false: none can go
+  static constexpr std::uint16_t kAnyNamespace = 0xffff;  // whoever asks: no floor holds it back
+  void release_retention();                               // pins, priorities and families end
+  // --- keep.cpp: retention, families, quotas; all of them free when nobody uses them ---
+  void expire() const;  // what time has ended, whoever asks first
+  void retention_changed(BlockId id);
+  void reap_namespaces();
+  BlockId choose_slot_victim(std::uint16_t name_space, bool own_only, const Filter& also);
+  BlockId choose_frame_victim(std::uint16_t name_space, bool own_only);
+  void erase_frame_bytes(const FrameKey& key);  // now, or when nobody reads them any more
+  void sweep_erased();
+  bool family_may_go(BlockId id) const;
+  void drop_kin();                       // families that lost a member
+  SlotId evict_with_family(BlockId id);  // the slots of the others become free
+  std::uint32_t ceiling_slots(std::uint16_t name_space) const;
+  bool host_room(std::uint16_t name_space, std::uint64_t bytes);  // below the ceiling, evicting its own if need be
+  Status ensure_level(std::uint8_t priority);
+  Status check_pin_budget(std::span<const BlockId> blocks) const;
+  Status apply_retention(Sequence& seq, std::uint32_t first, std::uint32_t end);
+  bool frame_held(const Frame& frame) const;
+  std::uint8_t frame_priority(const Frame& frame) const;
+  Status find_keys(std::span<const Key> keys, std::vector<BlockId>& found, std::uint32_t& absent) const;
+  Status clear_if_foreign(SlotId slot, std::uint16_t name_space);  // pool.zero_on_free
+  // --- knowing.cpp ---
+  void note_named(BlockId id, const Key& parent);
+  void note_tiers(BlockId id);
+  std::uint64_t extra_metadata_bytes() const { return namespaces_.charged_bytes() + retention_->charged_bytes(); }
   void drop_frame(FrameId id, MissReason reason);
   void lose_block(BlockId id);
   // layer: within the page set.
@@ -315,7 +367,7 @@ class ManagerImpl final : public Manager {
   bool run_one(Lock& lock, bool background);  // lets go of the lock; false: nothing queued
   void run_store(Lock& lock, const Job& job, bool background);
   void run_load(Lock& lock, const Job& job);
-  Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes);
+  Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes, std::uint16_t name_space);
   void finish(Ticket ticket);
   void worker();
   Status wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
@@ -409,8 +461,14 @@ class ManagerImpl final : public Manager {
   std::unique_ptr<PartialIndex> partial_;  // null: partial_reuse is off
   std::unique_ptr<FrameTable> frames_;
   std::unique_ptr<Ghosts> ghosts_;
-  std::unique_ptr<EvictionPolicy> slot_policy_, frame_policy_;
-  std::vector<Namespace> namespaces_;
+  std::unique_ptr<LeveledPolicy> slot_policy_, frame_policy_;
+  Namespaces namespaces_;
+  std::unique_ptr<Retention> retention_;
+  std::unique_ptr<EventLog> events_;
+  Verdicts verdicts_;
+  std::vector<std::vector<BlockRef>> broken_families_;  // whose members are to go
+  std::vector<FrameKey> erase_later_;                   // dropped while somebody had them pinned
+  std::vector<std::uint32_t> slot_serials_;  // pool.zero_on_free: whose bytes each slot has, by serial number
   std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences_;
   std::uint64_t next_seq_ = 1, next_ticket_ = 1;
   // Freed sequences whose fence has not passed: they hold their references until it has.

@@ -58,6 +58,7 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
   bool lossy_piece = false;
   const auto flush = [&] {
     if (!piece.empty() && !queue_piece(piece, lossy_piece)) return false;
+    if (ending) counters_.ending_stored += piece.size();
     piece.clear();
     queued_to = i;
     return true;
@@ -75,7 +76,8 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
                         !block.store_queued && others_hot == 0;
     // A frame never crosses a group or a known branch, which shows as a change in who shares the block.
     const bool cut = !piece.empty() &&
-                     (group_of(i, sinks) != group_of(i - 1, sinks) || block.refs != pool_->block(piece.back()).refs ||
+                     (block.name_space != pool_->block(piece.back()).name_space ||
+                      group_of(i, sinks) != group_of(i - 1, sinks) || block.refs != pool_->block(piece.back()).refs ||
                       piece.size() == kMaxExtentBlocks || lossy(block, id) != lossy_piece);
     if (cut || !wanted) room = flush();
     if (room && wanted) {
@@ -83,7 +85,11 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
       piece.push_back(id);
     }
   }
-  if (room) flush();
+  if (room) room = flush();
+  if (ending && !room)  // the queue was full, and nobody comes back for these
+    for (const BlockId id : std::span(table.blocks).subspan(queued_to, limit - queued_to))
+      counters_.ending_dropped += id != BlockId::kNone && pool_->block(id).slot != SlotId::kNone &&
+                                  pool_->block(id).frame == FrameId::kNone && !pool_->block(id).store_queued;
   if (!ending)
     table.store_next = std::max(table.store_next, queued_to);  // a full queue is tried again at the next commit
 }
@@ -110,8 +116,9 @@ void ManagerImpl::press_cold(const Sequence& seq, const Table& table) {
     const Block& block = pool_->block(table.blocks[i]);
     const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
                         !block.store_queued && block.hot_refs == 0;
-    if (!piece.empty() && (!wanted || group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) ||
-                           block.refs != pool_->block(piece.back()).refs))
+    if (!piece.empty() &&
+        (!wanted || block.name_space != pool_->block(piece.back()).name_space ||
+         group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) || block.refs != pool_->block(piece.back()).refs))
       flush();
     if (wanted) piece.push_back(table.blocks[i]);
   }
@@ -325,12 +332,14 @@ Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<c
 }
 
 // Room for a frame in the host tier, at the expense of frames that no live sequence needs.
-Result<MemoryTier::Reservation> ManagerImpl::reserve_frame(Lock& lock, std::size_t bytes) {
+Result<MemoryTier::Reservation> ManagerImpl::reserve_frame(Lock& lock, std::size_t bytes, std::uint16_t name_space) {
   for (;;) {
+    sweep_erased();
     lock.unlock();
     Result<MemoryTier::Reservation> reservation = host_->reserve(bytes);
     lock.lock();
-    if (reservation.ok() || reservation.status().code() != Code::kNoSpace || !evict_frame()) return reservation;
+    if (reservation.ok() || reservation.status().code() != Code::kNoSpace || !evict_frame(name_space))
+      return reservation;
   }
 }
 
@@ -349,6 +358,12 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     whole = whole && block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone;
     if (whole) ids[count++] = job.blocks[i].id;
   }
+  // Frames of these did not decode, more than once: see verdicts.h. A lossy one has to be made all the same.
+  for (std::uint8_t i = 0; i < count && !job.lossy; ++i)
+    if (verdicts_.stands(pool_->block(ids[i]).key, clock_())) {
+      counters_.stores_filtered += count;
+      return;
+    }
   if (count == 0) return;
   Fidelity fidelity = Fidelity::kExact;
   for (std::uint8_t i = 0; i < count; ++i) fidelity = std::max(fidelity, pool_->block(ids[i]).fidelity);
@@ -368,11 +383,12 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   const PageSetId page_set = last.page_set;
   const ExtentShape shape = extent_shape(layout_.sets[index(page_set)], count);
   FrameKey key;
+  const std::uint16_t name_space = last.name_space;
 
   Stored stored;
   frame_policy_->on_miss(policy_name(pool_->block(ids[0]).key), clock_());
   Result<MemoryTier::Reservation> reservation =
-      reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0));
+      reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0), name_space);
   Status status = reservation.status();
   if (reservation.ok()) {
     lock.unlock();
@@ -384,8 +400,10 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     lock.lock();
     FIRN_CHECK(status.ok() || !stored.replaced);  // what we have just written decodes
     counters_.frames_guarded += status.ok() && job.lossy && stored.codec == codec_.get();
+    if (status.ok() && !host_room(name_space, stored.bytes))
+      status = Status(Code::kNoSpace, "the namespace has as many bytes in the host tier as its ceiling allows");
     while (status.ok() && frames_->full())
-      if (!evict_frame()) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
+      if (!evict_frame(name_space)) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
     // Duplicate blocks are kept, and so are their frames: the second takes a neighbouring name.
     while (host_->contains(key)) ++key.hi;
     if (status.ok()) status = host_->publish(std::move(*reservation), key, stored.bytes);
@@ -403,7 +421,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     all_full = all_full && block.full();
   }
   if (status.ok() && !all_full) {  // rewound while it was being written: nobody may find these bytes
-    host_->erase(key);
+    erase_frame_bytes(key);
     status = Status(Code::kUnavailable, "rewound");
   }
   if (status.ok()) {
@@ -417,11 +435,14 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     frame.page_set = page_set;
     frame.fidelity = label.fidelity;
     frame.codec = stored.codec->id();
+    frame.name_space = name_space;
+    namespaces_[name_space].host_bytes += stored.bytes;
     for (std::uint8_t i = 0; i < count; ++i) {
       Block& block = pool_->block(ids[i]);
       frame.blocks[i] = ids[i];
       block.frame = id;
       block.frame_index = i;
+      note_tiers(ids[i]);
       frame.live = static_cast<std::uint16_t>(frame.live + (block.refs != 0));
     }
     update_frame(id);
@@ -458,8 +479,9 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     if (block.generation != job.blocks[i].generation) continue;
     block.load_queued = false;
     if (!alive || block.frame != job.frame || block.slot != SlotId::kNone) continue;
-    slots[i] = take_idle_slot();
+    slots[i] = take_idle_slot(block.name_space);
     if (slots[i] == SlotId::kNone) continue;  // no room: the block may be asked for again
+    if (!slot_serials_.empty()) slot_serials_[index(slots[i])] = namespaces_[block.name_space].serial;
     pool_->set_loading(slots[i], job.blocks[i].id);
     ++loading_slots_;
     ++wanted;
@@ -502,6 +524,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     const bool still = block.generation == job.blocks[i].generation && block.in_use && block.frame == job.frame;
     if (decode.status.ok() && still && block.slot == SlotId::kNone) {
       pool_->bind(slots[i], job.blocks[i].id);
+      note_tiers(job.blocks[i].id);
       ++counters_.blocks_promoted;
       update_candidate(job.blocks[i].id);
     } else {
@@ -516,6 +539,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   counters_.frames_failed += !decode.status.ok();
   if (!decode.status.ok() && !lost) {
     drop_frame(job.frame, MissReason::kLoadFailed);
+    drop_kin();
   } else if (empty) {
     drop_frame(job.frame, MissReason::kNone);
   } else {
@@ -596,10 +620,11 @@ Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
   if (running_steps_ != 0) return Status(Code::kUnavailable, "empty_pool: a step is being computed");
   if (moving()) return Status(Code::kUnavailable, "empty_pool: blocks are on their way; wait_idle() first");
   std::uint32_t emptied = 0;
-  BlockId victim;
-  while (slot_policy_->victims({}, {}, {&victim, 1}) != 0) {
-    pool_->put_free_slot(evict(victim), /*at_head=*/false);
-    ++emptied;
+  for (BlockId victim; (victim = choose_slot_victim(kAnyNamespace, /*own_only=*/false, {})) != BlockId::kNone;) {
+    const std::uint32_t free_before = pool_->free_slots();
+    pool_->put_free_slot(evict_with_family(victim), /*at_head=*/false);
+    drop_kin();
+    emptied += pool_->free_slots() - free_before;
   }
   if (!bytes_) return emptied;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
@@ -619,11 +644,18 @@ Status ManagerImpl::reset() {
     return Status(Code::kUnavailable,
                   fmt::format("reset: {} sequences are alive", sequences_.size() + deferred_.size()));
   if (moving()) return Status(Code::kUnavailable, "reset: blocks are on their way; wait_idle() first");
+  if (retention_->lease_count() != 0)
+    return Status(Code::kUnavailable,
+                  fmt::format("reset: {} leases are held; leases() lists by whom", retention_->lease_count()));
+  release_retention();
+  events_->begin_clear();
   BlockId victim;
   while (slot_policy_->victims({}, {}, {&victim, 1}) != 0) pool_->put_free_slot(evict(victim), /*at_head=*/false);
-  while (host_ && evict_frame()) {
+  while (host_ && evict_frame(kAnyNamespace)) {
   }
+  events_->end_clear(clock_());
   ghosts_->clear();
+  reap_namespaces();
   return {};
 }
 

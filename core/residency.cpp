@@ -12,7 +12,7 @@ namespace firn {
 void ManagerImpl::update_candidate(BlockId id) {
   Block& block = pool_->block(id);
   const bool live = block.refs != 0;
-  const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() &&
+  const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() && !retention_->held(id) &&
                       (!live || (block.hot_refs == 0 && block.frame != FrameId::kNone));
   if (block.candidate) {
     slot_policy_->on_remove(id);
@@ -27,31 +27,42 @@ void ManagerImpl::update_candidate(BlockId id) {
        .position = block.position * kBlockTokens,
        .bytes = set_of(block).block_bytes(),
        .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
+       .priority = retention_->priority(id),
        .live = live,
        .has_copy = block.frame != FrameId::kNone,
        .key_hash = policy_name(block.key)},
       clock_());
 }
 
-SlotId ManagerImpl::take_slot() {
+SlotId ManagerImpl::take_slot(std::uint16_t name_space) {
+  // At its ceiling a namespace makes room itself, though there may be free slots.
+  const std::uint32_t ceiling = ceiling_slots(name_space);
+  while (pool_->tally(name_space).slots >= ceiling) {
+    const BlockId own = choose_slot_victim(name_space, /*own_only=*/true, {});
+    if (own == BlockId::kNone) return SlotId::kNone;
+    const SlotId slot = evict_with_family(own);
+    drop_kin();
+    if (pool_->tally(name_space).slots < ceiling) return slot;
+    pool_->put_free_slot(slot, /*at_head=*/false);
+  }
   if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
-  BlockId victim;
-  // While another thread computes a step, what live sequences hold may be read this very moment.
-  const Filter unread = [this](BlockId id) { return pool_->block(id).refs == 0; };
-  if (slot_policy_->victims({}, running_steps_ != 0 ? unread : Filter(), {&victim, 1}) == 0) return SlotId::kNone;
-  return evict(victim);
+  const BlockId victim = choose_slot_victim(name_space, /*own_only=*/false, {});
+  if (victim == BlockId::kNone) return SlotId::kNone;
+  const SlotId slot = evict_with_family(victim);
+  drop_kin();
+  return slot;
 }
 
-SlotId ManagerImpl::take_idle_slot() {
+SlotId ManagerImpl::take_idle_slot(std::uint16_t name_space) {
+  if (pool_->tally(name_space).slots >= ceiling_slots(name_space)) return SlotId::kNone;
   if (available_slots() == 0) return SlotId::kNone;  // what is kept for somebody is not for promotion
   if (const SlotId slot = take_free_idle_slot(); slot != SlotId::kNone) return slot;
-  BlockId victim;
   const Filter idle = [this](BlockId id) {
     const Block& block = pool_->block(id);
     return block.refs == 0 && block.frame != FrameId::kNone && !slot_busy(block.slot);
   };
-  if (slot_policy_->victims({}, idle, {&victim, 1}) == 0) return SlotId::kNone;
-  return evict(victim);
+  const BlockId victim = choose_slot_victim(name_space, /*own_only=*/false, idle);
+  return victim == BlockId::kNone ? SlotId::kNone : evict_with_family(victim);
 }
 
 SlotId ManagerImpl::evict(BlockId id) {
@@ -69,8 +80,9 @@ SlotId ManagerImpl::evict(BlockId id) {
       block.coded = true;
       block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
     }
+    note_tiers(id);
   } else {
-    forget_key(id, MissReason::kEvictedDevice);
+    forget_key(id, verdicts_.stands(block.key, clock_()) ? MissReason::kFiltered : MissReason::kEvictedDevice);
     pool_->drop_record(id);
   }
   return slot;
@@ -79,6 +91,13 @@ SlotId ManagerImpl::evict(BlockId id) {
 void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   Block& block = pool_->block(id);
   if (!block.full()) return;
+  if (events_->on()) events_->forgotten(*pool_, *index_, id, namespaces_[block.name_space].tag, clock_());
+  if (!retention_->unused())
+    if (const std::vector<BlockId> kin = retention_->forget(id); !kin.empty()) {
+      std::vector<BlockRef> refs;
+      for (const BlockId other : kin) refs.push_back({other, pool_->block(other).generation});
+      broken_families_.push_back(std::move(refs));
+    }
   index_->remove(id);
   if (partial_) partial_->remove(id);
   if (reason != MissReason::kNone && index_->find(block.key, block.page_set) == BlockId::kNone)
@@ -114,7 +133,7 @@ void ManagerImpl::note_live(BlockId id, bool live) {
 
 void ManagerImpl::update_frame(FrameId id) {
   Frame& frame = frames_->frame(id);
-  const bool should = frame.live == 0 && frame.in_flight == 0;
+  const bool should = frame.live == 0 && frame.in_flight == 0 && !frame_held(frame);
   if (should == frame.candidate) return;
   frame.candidate = should;
   if (!should) {
@@ -134,6 +153,7 @@ void ManagerImpl::update_frame(FrameId id) {
                             .name_space = first.name_space,
                             .position = first.position * kBlockTokens,
                             .bytes = frame.bytes,
+                            .priority = frame_priority(frame),
                             .key_hash = policy_name(first.key)},
                            clock_());
 }
@@ -150,6 +170,7 @@ void ManagerImpl::detach_frame(BlockId id) {
   if (block.refs != 0) --frame.live;
   frame.blocks[block.frame_index] = BlockId::kNone;
   block.frame = FrameId::kNone;
+  note_tiers(id);
   const bool empty = std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
                                  [](BlockId other) { return other == BlockId::kNone; });
   if (!empty) {
@@ -159,11 +180,13 @@ void ManagerImpl::detach_frame(BlockId id) {
   }  // else the job that reads it drops it
 }
 
-bool ManagerImpl::evict_frame() {
-  BlockId victim;
-  if (frame_policy_->victims({}, {}, {&victim, 1}) == 0) return false;
+bool ManagerImpl::evict_frame(std::uint16_t name_space) {
+  expire();
+  const BlockId victim = choose_frame_victim(name_space, /*own_only=*/false);
+  if (victim == BlockId::kNone) return false;
   ++counters_.host_evictions;
   drop_frame(pool_->block(victim).frame, MissReason::kEvictedHost);
+  drop_kin();
   return true;
 }
 
@@ -180,6 +203,11 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
     const BlockId block_id = frame.blocks[i];
     Block& block = pool_->block(block_id);
     block.frame = FrameId::kNone;
+    if (reason == MissReason::kLoadFailed && block.full()) {
+      verdicts_.failed(block.key, clock_());
+      ++counters_.load_failures;
+    }
+    note_tiers(block_id);
     if (block.slot != SlotId::kNone) {
       if (block.candidate && block.refs == 0) slot_policy_->on_access(block_id, Access::kCopyLost, clock_());
       if (block.refs != 0) update_candidate(block_id);
@@ -191,7 +219,8 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
     }
   }
   host_raw_bytes_ -= extent_shape(set_of(frame), frame.block_count).raw_bytes();
-  host_->erase(frame.key);
+  namespaces_[frame.name_space].host_bytes -= frame.bytes;
+  erase_frame_bytes(frame.key);
   frames_->drop(id);
 }
 
@@ -207,9 +236,9 @@ void ManagerImpl::lose_block(BlockId id) {
   }
 }
 
-bool ManagerImpl::make_record_room() {
+bool ManagerImpl::make_record_room(std::uint16_t name_space) {
   while (!pool_->has_free_record())
-    if (!host_ || !evict_frame()) return false;
+    if (!host_ || !evict_frame(name_space)) return false;
   return true;
 }
 

@@ -188,6 +188,7 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
     const BlockId id = pool_->owner(moved.from);
     pool_->remove_slot(pool_->unbind(id));
     pool_->bind(moved.to, id);
+    if (!slot_serials_.empty()) slot_serials_[index(moved.to)] = slot_serials_[index(moved.from)];
   }
   evict_all(std::span(leaving.cached).first(kept));
   remove_free();

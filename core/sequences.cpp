@@ -9,9 +9,6 @@
 namespace firn {
 namespace {
 
-constexpr std::uint32_t kMaxNamespaces = 65535;
-constexpr std::size_t kMaxNamespaceBytes = 4096;
-
 std::uint32_t blocks_for(std::uint64_t tokens) {
   return static_cast<std::uint32_t>((tokens + kBlockTokens - 1) / kBlockTokens);
 }
@@ -40,16 +37,6 @@ Result<Sequence*> ManagerImpl::get_sequence(SeqId id, std::string_view call) {
                 fmt::format("{}: sequence {} does not exist (freed already?)", call, index(id)));
 }
 
-Result<std::uint16_t> ManagerImpl::intern_namespace(std::string_view name) {
-  for (std::size_t i = 0; i < namespaces_.size(); ++i)
-    if (namespaces_[i].name == name) return static_cast<std::uint16_t>(i);
-  if (name.size() > kMaxNamespaceBytes || namespaces_.size() >= kMaxNamespaces)
-    return Status(Code::kInvalidArgument, fmt::format("namespace: at most {} of them, of at most {} bytes each",
-                                                      kMaxNamespaces, kMaxNamespaceBytes));
-  namespaces_.push_back({std::string(name), KeyChain(identity_, name)});
-  return static_cast<std::uint16_t>(namespaces_.size() - 1);
-}
-
 Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   if (tokens > config_.max_sequence_tokens)
     return Status(Code::kInvalidArgument, fmt::format("sequence {}: {} tokens are more than max_sequence_tokens = {}",
@@ -75,6 +62,7 @@ Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
   seq->name_space = name_space;
   seq->tables.resize(layout_.sets.size());
   for (Table& table : seq->tables) table.store_next = sink_blocks();
+  namespaces_.add_sequence(name_space);
   Sequence* made = seq.get();
   sequences_.emplace(index(made->id), std::move(seq));
   return made;
@@ -187,9 +175,22 @@ std::uint32_t ManagerImpl::resume_point(const Found& found) const {
   return point;
 }
 
+ManagerImpl::Row ManagerImpl::look_up(const Key& key, Fidelity min_fidelity) const {
+  Row row;
+  for (std::uint8_t s = 0; s < layout_.sets.size(); ++s) {
+    bool any = false;
+    const BlockId id = best_block(key, PageSetId{s}, min_fidelity, any);
+    row.any = row.any || id != BlockId::kNone;
+    row.ends = row.ends || (id == BlockId::kNone && !is_windowed(layout_.sets[s]));
+    row.ids.push_back(id);
+    if (id == BlockId::kNone && row.hole == MissReason::kNone)
+      row.hole = any ? MissReason::kFidelity : ghosts_->reason(key);
+  }
+  return row;
+}
+
 // The longest chain of full blocks that somebody has, short of the last token.
-ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const KeyChain& chain,
-                                            Fidelity min_fidelity, bool all) const {
+ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, const Scope& scope, bool all) const {
   Found found;
   found.tables.resize(layout_.sets.size());
   if (tokens.empty()) return found;
@@ -200,21 +201,24 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   std::vector<MissReason> holes;
   Key parent{}, last{};
   for (std::size_t i = 0; i < usable; ++i) {
-    parent = chain.next(parent, tokens.subspan(i * kBlockTokens, kBlockTokens));
-    bool ends = false, any_set = false;
-    MissReason hole = MissReason::kNone;
-    for (std::uint8_t s = 0; s < found.tables.size(); ++s) {
-      bool any = false;
-      const BlockId id = best_block(parent, PageSetId{s}, min_fidelity, any);
-      any_set = any_set || id != BlockId::kNone;
-      ends = ends || (id == BlockId::kNone && !is_windowed(layout_.sets[s]));
-      found.tables[s].push_back(id);
-      if (id == BlockId::kNone && hole == MissReason::kNone)
-        hole = any ? MissReason::kFidelity : ghosts_->reason(parent);
+    const auto block = tokens.subspan(i * kBlockTokens, kBlockTokens);
+    const Key before = parent;
+    Row row;
+    bool in_shared = found.shared == i && i < scope.shared_blocks;
+    if (in_shared) {
+      parent = scope.shared->next(before, block);
+      row = look_up(parent, scope.min_fidelity);
+      in_shared = scope.share || (row.any && !row.ends);  // with share it is computed for that scope if it is not there
+      found.shared += in_shared;
     }
-    if (windowed_ || ends) holes.push_back(hole);
-    if (ends) break;
-    if (!any_set && all_windowed) continue;
+    if (!in_shared) {
+      parent = scope.own.next(before, block);
+      row = look_up(parent, scope.min_fidelity);
+    }
+    for (std::size_t s = 0; s < row.ids.size(); ++s) found.tables[s].push_back(row.ids[s]);
+    if (windowed_ || row.ends) holes.push_back(row.hole);
+    if (row.ends) break;
+    if (!row.any && all_windowed) continue;
     run = static_cast<std::uint32_t>(i) + 1;
     last = parent;
   }
@@ -224,6 +228,9 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   const std::uint32_t point = found.block_count();
   found.match.first_miss = point == usable ? MissReason::kPartialTail : windowed_ ? holes[point] : holes.back();
   if (point < run && found.match.first_miss == MissReason::kNeverStored) found.match.first_miss = MissReason::kGroup;
+  if (point == 0 && usable != 0 && found.match.first_miss == MissReason::kNeverStored &&
+      public_has(scope, tokens.first(kBlockTokens)))
+    found.match.first_miss = MissReason::kNamespace;
   found.match.tokens_found = found.block_count() * kBlockTokens;
   if (lossy_ && config_.protect.tail == "recompute") recompute_tail(found);
   for (std::uint32_t i = 0; i < found.block_count(); ++i) {
@@ -233,15 +240,19 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
     (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += kBlockTokens;
   }
   found.match.tokens = found.block_count() * kBlockTokens;
-  if (partial_ && !all && found.block_count() == run) find_partial(found, tokens, chain, last, min_fidelity);
+  found.shared = std::min(found.shared, found.block_count());
+  if (partial_ && !all && found.block_count() == run) find_partial(found, tokens, scope, last);
   found.match.recompute_from = found.match.tokens;
   return found;
 }
 
 // The prompt leaves the cached chain at a block boundary; perhaps some cached block goes on with the same tokens for a
 // while. The one that does so longest is shared like a fork's tail: allocate() copies it before anybody writes to it.
-void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, const KeyChain& chain, const Key& last,
-                               Fidelity min_fidelity) const {
+void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, const Scope& scope,
+                               const Key& last) const {
+  const bool in_shared = found.shared == found.block_count() && found.shared < scope.shared_blocks;
+  const KeyChain& chain = in_shared ? *scope.shared : scope.own;
+  const Fidelity min_fidelity = scope.min_fidelity;
   const std::span<const TokenId> rest = tokens.subspan(found.match.tokens, tokens.size() - 1 - found.match.tokens);
   std::uint32_t longest = 0;
   partial_->for_each_after(last, [&](BlockId id) {
@@ -266,6 +277,40 @@ void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, co
   (on_device ? found.match.tokens_on_device : found.match.tokens_on_host) += longest;
   found.match.tokens += longest;
   found.match.tokens_partial = longest;
+}
+
+// Whether the namespace without a name, which everybody may read, has what this request did not look for there.
+bool ManagerImpl::public_has(const Scope& scope, std::span<const TokenId> tokens) const {
+  const KeyChain& open = namespaces_[0].chain;
+  if (scope.own.root() == open.root() || (scope.shared_blocks != 0 && scope.shared->root() == open.root()))
+    return false;
+  return look_up(open.next({}, tokens), Fidelity::kDerived).any;
+}
+
+KeyChain ManagerImpl::chain_of(std::string_view name_space) const {
+  const std::optional<std::uint16_t> known = namespaces_.find(name_space);
+  return known ? namespaces_[*known].chain : KeyChain(identity_, name_space);
+}
+
+ManagerImpl::Scope ManagerImpl::make_scope(const BeginOptions& options, std::size_t tokens) const {
+  Scope scope{.own = chain_of(options.name_space), .min_fidelity = options.min_fidelity};
+  if (!options.shared_scope) return scope;
+  scope.shared = chain_of(*options.shared_scope);
+  scope.shared_blocks = static_cast<std::uint32_t>(std::min<std::size_t>(options.shared_tokens, tokens) / kBlockTokens);
+  scope.share = options.share;
+  return scope;
+}
+
+// The names of a sequence's first full blocks, from its tokens.
+std::vector<Key> ManagerImpl::sequence_keys(const Sequence& seq, std::uint32_t blocks) const {
+  std::vector<Key> keys;
+  Key key{};
+  for (std::uint32_t i = 0; i < blocks; ++i) {
+    key = namespaces_[space_of(seq, i)].chain.next(
+        key, std::span(seq.tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+    keys.push_back(key);
+  }
+  return keys;
 }
 
 // Leaves what every page set can go on from; what a window does not reach is the null block.
@@ -305,10 +350,15 @@ bool ManagerImpl::held_exact(BlockId id) const {
 
 PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, std::string_view name_space,
                                       Fidelity min_fidelity) const {
+  return match_prefix(tokens, BeginOptions{.name_space = name_space, .min_fidelity = min_fidelity});
+}
+
+PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const {
   Lock lock(mutex_);
-  for (const Namespace& known : namespaces_)
-    if (known.name == name_space) return find_prefix(tokens, known.chain, min_fidelity).match;
-  return find_prefix(tokens, KeyChain(identity_, name_space), min_fidelity).match;
+  if (options.read_cache) return find_prefix(tokens, make_scope(options, tokens.size())).match;
+  PrefixMatch nothing;
+  nothing.first_miss = MissReason::kNotRead;
+  return nothing;
 }
 
 void ManagerImpl::hold(Sequence& seq, const Found& found) {
@@ -331,18 +381,26 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   run_deferred();
   if (tokens.empty()) return Status(Code::kInvalidArgument, "begin: a prompt has at least one token");
   FIRN_TRY(settle_lossy(lock).with_context("begin"));
-  FIRN_ASSIGN(const std::uint16_t name_space, intern_namespace(options.name_space));
+  FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
+  std::uint16_t shared_space = name_space;
+  if (options.shared_scope) {
+    FIRN_ASSIGN(shared_space, namespaces_.intern(*options.shared_scope, *ledger_, *pool_));
+  }
+  const Scope scope = make_scope(options, tokens.size());
   Found found;
   if (options.read_cache) {
-    found = find_prefix(tokens, namespaces_[name_space].chain, options.min_fidelity);
+    found = find_prefix(tokens, scope);
   } else {
     found.tables.resize(layout_.sets.size());
     found.match.first_miss = MissReason::kNotRead;
   }
   FIRN_TRY(admit(found, tokens.size(), options));
   FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
+  namespaces_.add_sequence(shared_space);
+  seq->shared_space = shared_space;
+  seq->shared_blocks = scope.share ? scope.shared_blocks : found.shared;
   if (const Status status = reserve_tokens(*seq, tokens.size()); !status.ok()) {
-    sequences_.erase(index(seq->id));
+    drop_sequence(*seq);
     return status;
   }
   if (options.admission == Admission::kReserve) {
@@ -392,10 +450,10 @@ void ManagerImpl::record_request(const Sequence& seq) {
 // allocate() has to make room.
 void ManagerImpl::announce_misses(const Sequence& seq, std::span<const TokenId> tokens) {
   if (!slot_policy_->wants_misses()) return;
-  const KeyChain& chain = namespaces_[seq.name_space].chain;
   Key key = seq.last_key;
   for (std::size_t i = seq.committed_blocks(); i < tokens.size() / kBlockTokens; ++i) {
-    key = chain.next(key, tokens.subspan(i * kBlockTokens, kBlockTokens));
+    key = namespaces_[space_of(seq, static_cast<std::uint32_t>(i))].chain.next(
+        key, tokens.subspan(i * kBlockTokens, kBlockTokens));
     slot_policy_->on_miss(policy_name(key), clock_());
   }
 }
@@ -426,15 +484,19 @@ ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t 
 }
 
 std::uint32_t ManagerImpl::available_slots(const Sequence* who) const {
-  const std::uint32_t slots = pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
+  const std::uint32_t slots = slots_for(who ? who->name_space : kAnyNamespace);
   const std::uint32_t others = reserved_slots_ - (who ? who->reserved : 0);
   return slots - std::min(slots, others);
 }
 
+// A namespace with a ceiling may have less of them; one plan for several says what the least of them may have.
 std::uint32_t ManagerImpl::available_slots(std::span<const StepRequest> requests) const {
-  std::uint32_t own = 0;
-  for (const StepRequest& request : requests) own += find_sequence(request.seq)->reserved;
-  const std::uint32_t slots = pool_->free_slots() + static_cast<std::uint32_t>(slot_policy_->candidates());
+  std::uint32_t own = 0, slots = slots_for(kAnyNamespace);
+  for (const StepRequest& request : requests) {
+    const Sequence& seq = *find_sequence(request.seq);
+    own += seq.reserved;
+    if (namespaces_.any_quota()) slots = std::min(slots, slots_for(seq.name_space));
+  }
   return slots - std::min(slots, reserved_slots_ - std::min(reserved_slots_, own));
 }
 
@@ -476,6 +538,7 @@ std::uint64_t ManagerImpl::movable_slots() const {
 
 Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) const {
   Lock lock(mutex_);
+  expire();
   StepPlan plan;
   std::uint64_t wanted = 0, cold_bytes = 0, movable = 0;
   for (const StepRequest& request : requests) {
@@ -512,20 +575,27 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
 }
 
 Result<BlockId> ManagerImpl::make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position) {
-  const SlotId slot = take_slot();
+  const std::uint16_t name_space = space_of(seq, position);
+  const SlotId slot = take_slot(name_space);
   if (slot == SlotId::kNone && running_steps_ != 0)
     return Status(
         Code::kUnavailable,
         "allocate: cold blocks could make room, but a step of another thread may be reading them; wait_room(), "
         "then again");
-  if (slot == SlotId::kNone || !make_record_room()) {
-    if (slot != SlotId::kNone) pool_->put_free_slot(slot, /*at_head=*/true);
+  if (slot == SlotId::kNone)
+    return Status(Code::kNoSpace, "allocate: what could be evicted is kept by a family, a quota or a pin");
+  if (!make_record_room(name_space)) {
+    pool_->put_free_slot(slot, /*at_head=*/true);
     return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
   }
+  if (const Status status = clear_if_foreign(slot, name_space); !status.ok()) {
+    pool_->put_free_slot(slot, /*at_head=*/true);
+    return status.with_context("allocate: clearing a slot that was another namespace's");
+  }
   const BlockId id = pool_->make_record();
+  pool_->set_namespace(id, name_space);
   Block& block = pool_->block(id);
   block.position = position;
-  block.name_space = seq.name_space;
   block.page_set = page_set;
   const std::vector<BlockId>& table = seq.tables[index(page_set)].blocks;
   if (position != 0 && position <= table.size()) block.parent = table[position - 1];
@@ -566,17 +636,22 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
 }
 
 Status ManagerImpl::refuse_allocation(const Sequence& seq, std::uint32_t slots) {
+  const std::uint32_t available = available_slots(&seq);
   ++counters_.allocations_refused;
   press_cold();
   if (may_free_slots())
     return Status(Code::kUnavailable,
                   fmt::format("allocate: {} slots needed, {} available; cold blocks are on their way to the host, or "
                               "the fence of a freed sequence has not passed: pump() or wait_room(), then again",
-                              slots, available_slots(&seq)));
+                              slots, available));
+  const std::string pinned =
+      retention_->held_count() == 0 ? "" : fmt::format(" ({} blocks are pinned)", retention_->held_count());
   return Status(Code::kNoSpace,
-                fmt::format("allocate: {} slots needed, {} available, and live sequences hold the others; free a "
+                fmt::format("allocate: {} slots needed, {} available, and live sequences hold the others{}{}; free a "
                             "sequence or raise pool.budget{}",
-                            slots, available_slots(&seq), host_ ? " or host.budget" : ""));
+                            slots, available, pinned,
+                            ceiling_slots(seq.name_space) == ~0u ? "" : " (the namespace has a ceiling)",
+                            host_ ? " or host.budget" : ""));
 }
 
 Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new_tokens, std::uint32_t lookahead) {
@@ -689,15 +764,20 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   const std::uint32_t first = seq->committed_blocks();
   FIRN_TRY(check_commit(*seq, total));
   seq->tokens.insert(seq->tokens.end(), tokens.begin(), tokens.end());
-  const KeyChain& chain = namespaces_[seq->name_space].chain;
   const bool derived = attends_lossy(*seq, first);
   Key key = seq->last_key;
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
     const Key before = key;
-    key = chain.next(key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+    const std::uint16_t space = space_of(*seq, i);
+    key =
+        namespaces_[space].chain.next(key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     for (const Table& table : seq->tables) {
       if (table.blocks[i] == BlockId::kNone) continue;
       Block& block = pool_->block(table.blocks[i]);
+      if (block.name_space != space) {  // rewound out of the shared part
+        pool_->set_namespace(table.blocks[i], space);
+        if (!slot_serials_.empty()) slot_serials_[index(block.slot)] = namespaces_[space].serial;
+      }
       if (derived) block.fidelity = Fidelity::kDerived;
       block.key = key;
       block.parent = i == 0 ? BlockId::kNone : table.blocks[i - 1];
@@ -705,9 +785,11 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
       if (partial_ && index(block.page_set) == 0)
         partial_->insert(table.blocks[i], before,
                          std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+      note_named(table.blocks[i], before);
     }
   }
   seq->last_key = key;
+  apply_retention(*seq, first, seq->committed_blocks()).ok();  // without memory for it they have none: counted
   move_window(*seq);
   slide_out(*seq);
   queue_cold(*seq, /*ending=*/false);
@@ -719,10 +801,20 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   FIRN_ASSIGN(const Sequence* parent, get_sequence(id, "fork"));
   FIRN_ASSIGN(Sequence * child, make_sequence(parent->name_space));
   parent = find_sequence(id);
-  if (const Status status = reserve_tokens(*child, parent->tokens.size()); !status.ok()) {
-    sequences_.erase(index(child->id));
+  namespaces_.add_sequence(parent->shared_space);
+  child->shared_space = parent->shared_space;
+  child->shared_blocks = std::min(parent->shared_blocks, parent->committed_blocks());
+  Result<Ledger::Charge> charge = Ledger::Charge{};
+  if (!parent->ranges.empty())
+    charge = ledger_->charge(Account::kMetadata, parent->ranges.size() * sizeof(RetentionRange));
+  Status status = charge.status();
+  if (status.ok()) status = reserve_tokens(*child, parent->tokens.size());
+  if (!status.ok()) {
+    drop_sequence(*child);
     return status;
   }
+  child->ranges = parent->ranges;
+  child->ranges_charge = std::move(charge).value();
   child->tokens.assign(parent->tokens.begin(), parent->tokens.end());
   child->prompt_tokens = static_cast<std::uint32_t>(parent->tokens.size());
   child->begun = clock_();
@@ -773,10 +865,12 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
     update_candidate(table.blocks[keep - 1]);
   }
   move_window(*seq);
+  seq->shared_blocks = std::min(seq->shared_blocks, seq->committed_blocks());
   seq->last_key = last_key(*seq);
   for (Table& table : seq->tables)
     table.store_next = std::min(table.store_next, std::max(sink_blocks(), seq->committed_blocks()));
   seq->lost_from = ~0u;
+  drop_kin();
   return {};
 }
 
@@ -787,7 +881,7 @@ Key ManagerImpl::last_key(const Sequence& seq) const {
   for (const Table& table : seq.tables)
     if (table.blocks[count - 1] != BlockId::kNone && pool_->block(table.blocks[count - 1]).full())
       return pool_->block(table.blocks[count - 1]).key;
-  return namespaces_[seq.name_space].chain.keys(std::span(seq.tokens).first(std::size_t{count} * kBlockTokens)).back();
+  return sequence_keys(seq, count).back();
 }
 
 // Before a rewind to n tokens: windows reach further back than they do now, so blocks that slid out are taken back,
@@ -811,7 +905,7 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
                       index(layout_.sets[s].group), n / kBlockTokens * kBlockTokens));
     for (std::uint32_t i = std::min(first_needed(layout_.sets[s], n), keep); i < keep; ++i) {
       if (table.blocks[i] != BlockId::kNone) continue;
-      if (keys.empty()) keys = namespaces_[seq.name_space].chain.keys(seq.tokens);
+      if (keys.empty()) keys = sequence_keys(seq, seq.committed_blocks());
       bool any = false;
       const Fidelity least = seq.exact ? Fidelity::kExact : Fidelity::kDerived;
       const BlockId id = i < keys.size() ? best_block(keys[i], PageSetId{s}, least, any) : BlockId::kNone;
@@ -853,8 +947,15 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   } else {
     release_blocks(seq->tables, seq->hot_first);
   }
-  sequences_.erase(index(id));
+  drop_sequence(*seq);
+  reap_namespaces();
   return {};
+}
+
+void ManagerImpl::drop_sequence(Sequence& seq) {
+  namespaces_.drop_sequence(seq.name_space);
+  namespaces_.drop_sequence(seq.shared_space);
+  sequences_.erase(index(seq.id));
 }
 
 void ManagerImpl::run_deferred() {
@@ -867,6 +968,10 @@ void ManagerImpl::run_deferred() {
     release_blocks(deferred_[i].tables, deferred_[i].hot_first);
     deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+  drop_kin();
+  expire();
+  reap_namespaces();
+  if (!erase_later_.empty()) sweep_erased();
 }
 
 std::uint32_t ManagerImpl::token_count(SeqId id) const {
@@ -898,7 +1003,7 @@ std::vector<Key> ManagerImpl::block_keys(SeqId id) const {
   std::vector<Key> keys;
   const Sequence* seq = find_sequence(id);
   if (!seq || seq->preempted) return keys;
-  if (windowed_) return namespaces_[seq->name_space].chain.keys(seq->tokens);
+  if (windowed_) return sequence_keys(*seq, seq->committed_blocks());
   for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i)
     keys.push_back(pool_->block(seq->tables[0].blocks[i]).key);
   return keys;

@@ -43,7 +43,7 @@ Violations ManagerImpl::verify() const {
   std::uint64_t sequence_bytes = 0, reserved = 0;
   for (const auto& [number, seq] : sequences_) {
     count(seq->tables, seq->hot_first);
-    sequence_bytes += seq->charge.bytes();
+    sequence_bytes += seq->charge.bytes() + seq->ranges_charge.bytes();
     reserved += seq->reserved;
     if (seq->preempted) {
       if (seq->block_count() != 0) fail("sequence {}: preempted, and holds {} blocks", number, seq->block_count());
@@ -74,7 +74,7 @@ Violations ManagerImpl::verify() const {
     // The names of its blocks, from its tokens.
     Key key{};
     for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i) {
-      key = namespaces_[seq->name_space].chain.next(
+      key = namespaces_[space_of(*seq, i)].chain.next(
           key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
       for (const Table& table : seq->tables) {
         if (index(table.blocks[i]) >= pool_->block_capacity()) continue;
@@ -122,6 +122,7 @@ Violations ManagerImpl::verify() const {
     }
     if (block.refs == 0 && !block.full() && block.in_flight == 0) fail("block {}: nobody holds or finds it", i);
     const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() &&
+                        !retention_->held(BlockId{i}) &&
                         (block.refs == 0 || (block.hot_refs == 0 && block.frame != FrameId::kNone));
     if (block.candidate != should) fail("block {}: {} a candidate for eviction", i, should ? "is not" : "must not be");
   }
@@ -207,7 +208,7 @@ Violations ManagerImpl::verify() const {
     }
     if (held == 0 && frame.in_flight == 0) fail("frame {}: holds no block", i);
     if (live != frame.live) fail("frame {}: {} live blocks, {} counted", i, live, frame.live);
-    if (frame.candidate != (frame.live == 0 && frame.in_flight == 0))
+    if (frame.candidate != (frame.live == 0 && frame.in_flight == 0 && !frame_held(frame)))
       fail("frame {}: {} a candidate for eviction", i, frame.candidate ? "must not be" : "is not");
     if (!host_ || !host_->contains(frame.key)) fail("frame {}: the host tier does not have it", i);
   }
@@ -216,8 +217,43 @@ Violations ManagerImpl::verify() const {
     fail("host eviction: {} frames are candidates, the policy knows {}", frame_candidates, frame_policy_->candidates());
   if (raw_bytes != host_raw_bytes_) fail("frames: {} raw bytes, {} counted", raw_bytes, host_raw_bytes_);
   // A running job may have published a frame that its blocks do not know yet.
-  if (host_ && running_ == 0 && host_->stats().frames != frames)
+  if (host_ && running_ == 0 && host_->stats().frames != frames + erase_later_.size())
     fail("frames: the host tier has {}, the manager knows {}", host_->stats().frames, frames);
+
+  // What is kept and told.
+  for (const std::string& line : retention_->check()) fail("{}", line);
+  std::vector<BlockPool::Tally> tallies(namespaces_.end());
+  for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i) {
+    const Block& block = pool_->block(BlockId{i});
+    if (!block.in_use) continue;
+    if (!namespaces_.in_use(block.name_space)) {
+      fail("block {}: namespace {} does not exist", i, block.name_space);
+      continue;
+    }
+    ++tallies[block.name_space].blocks;
+    tallies[block.name_space].slots += block.slot != SlotId::kNone;
+    if (events_->on() && block.full() && events_->told(BlockId{i}) != EventLog::tiers_of(block))
+      fail("block {}: told to be in tiers {}, is in {}", i, events_->told(BlockId{i}), EventLog::tiers_of(block));
+  }
+  std::vector<std::uint64_t> host_bytes(namespaces_.end());
+  for (std::uint32_t i = 0; i < frames_->capacity(); ++i) {
+    const Frame& frame = frames_->frame(FrameId{i});
+    if (!frame.in_use) continue;
+    host_bytes[frame.name_space] += frame.bytes;
+    for (std::uint8_t j = 0; j < frame.block_count; ++j)
+      if (frame.blocks[j] != BlockId::kNone && pool_->block(frame.blocks[j]).name_space != frame.name_space)
+        fail("frame {}: block {} is of another namespace", i, index(frame.blocks[j]));
+  }
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
+    const std::uint16_t id = static_cast<std::uint16_t>(i);
+    if (!namespaces_.in_use(id)) continue;
+    const BlockPool::Tally& tally = pool_->tally(id);
+    if (tally.blocks != tallies[i].blocks || tally.slots != tallies[i].slots)
+      fail("namespace {}: {} blocks in {} slots, counted {} in {}", i, tallies[i].blocks, tallies[i].slots,
+           tally.blocks, tally.slots);
+    if (host_bytes[i] != namespaces_[id].host_bytes)
+      fail("namespace {}: {} bytes of frames, counted {}", i, host_bytes[i], namespaces_[id].host_bytes);
+  }
 
   // Queues and ledger.
   const std::uint32_t over = strict_lossy() ? lossy_pending_ : 0;  // what commit made lossy is queued in any case
@@ -233,7 +269,7 @@ Violations ManagerImpl::verify() const {
   spent(Account::kPool, pool_bytes);
   spent(Account::kStaging, staging_.bytes + transfer_.bytes);
   spent(Account::kWorkspace, workspace_.bytes);
-  spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes);
+  spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes + extra_metadata_bytes());
   if (ledger_->spent(Budget::kHost) != fixed_host_bytes_)
     fail("ledger: {} bytes spent of the host budget, {} were taken for the tier", ledger_->spent(Budget::kHost),
          fixed_host_bytes_);

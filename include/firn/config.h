@@ -26,6 +26,7 @@ struct Config {
         0;  // of those, for decoded cold blocks on their way to attention; 0: chosen from the model
     std::uint64_t max_budget_bytes = 0;   // the most that resize_pool() may grow it to; 0: it has one size
     std::uint32_t max_step_tokens = 256;  // rows one attend call may have; sizes the workspace
+    bool zero_on_free = false;            // a slot is cleared before another namespace gets it
   } pool;
 
   struct Protect {
@@ -55,6 +56,14 @@ struct Config {
   bool partial_reuse = false;  // copy what a prompt shares with the block in which it leaves a cached prefix
   // Percent of the pool that stays available when a sequence is admitted while others live.
   std::uint32_t watermark_percent = 0;
+  struct Retention {
+    std::uint64_t pin_budget_bytes = 0;  // what pins and leases may hold together; 0: a quarter of pool.budget
+  } retention;
+
+  struct Events {
+    std::uint32_t capacity = 0;  // events kept for who takes them; 0: none are made
+  } events;
+
   std::string eviction = "lru";
   std::uint32_t max_sequences = 256;
   std::uint64_t max_sequence_tokens = 1u << 20;

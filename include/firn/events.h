@@ -1,9 +1,10 @@
 // events.h: what became of blocks, for routers, dashboards and caches further out.
 //
-// An event says in which tiers a key can be found from now on. A consumer is a map from key to tiers: stored adds an
-// entry, moved changes one, removed takes one out, cleared empties the map. Sequence numbers count up by one; whoever
-// has a snapshot that is true at number n and applies the events after n has the truth. The ring is bounded
-// (events.capacity, charged to the metadata budget): who comes too late is told of the gap and takes a new snapshot.
+// An event says in which tiers a key can be found from now on. A consumer is a map from (key, page set) to tiers:
+// stored adds an entry, moved changes one, removed takes one out, cleared empties the map. Sequence numbers count up by
+// one; whoever has a snapshot that is true at number n and applies the events after n has the truth. The ring is
+// bounded (events.capacity, charged to the metadata budget): who comes too late is told of the gap and takes a new
+// snapshot.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +28,10 @@ FIRN_API std::string_view to_string(EventKind kind);
 using TierSet = std::uint8_t;  // kOnDevice and kOnHost, added
 inline constexpr TierSet kOnDevice = 1, kOnHost = 2;
 
-// A key and where it is.
+// A key in a page set, and where it is.
 struct EventBlock {
-  Key key, parent;  // parent: of the block before it; zero for the first
-  GroupId group{};
+  Key key, parent;               // parent: of the block before it; zero for the first
+  PageSetId page_set{0};         // whose layers: each page set (Manager::layout()) has its own part of a block
   TierSet tiers = 0;             // from now on; 0: removed
   std::uint32_t position = 0;    // of its first token
   std::uint32_t tokens = 0;      // kBlockTokens

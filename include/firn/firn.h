@@ -394,7 +394,7 @@ enum { FIRN_ON_DEVICE = 1, FIRN_ON_HOST = 2 }; /* tiers, added */
 
 typedef struct firn_key_place { /* frozen. A key and where it is */
   firn_key key, parent;
-  uint32_t group, tiers, position, tokens;
+  uint32_t page_set, tiers, position, tokens;
   uint64_t name_space; /* firn_namespace_tag */
 } firn_key_place;
 typedef struct firn_event { /* frozen */

@@ -48,6 +48,11 @@ namespace firn {
 
 class ThreadPool;
 
+// A key whose frames fail to decode this often is not stored again for this long, so that no request goes round in a
+// circle of computing, storing and failing to load.
+inline constexpr std::uint32_t kLoadAttempts = 2;
+inline constexpr std::int64_t kLoadVerdictNs = 60'000'000'000;
+
 // What a prompt finds. Nothing is held: by the time begin() is called it may be gone.
 struct PrefixMatch {
   std::uint32_t tokens = 0;  // reusable tokens from the start, at most tokens - 1: whole blocks, and tokens_partial

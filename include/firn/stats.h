@@ -23,6 +23,8 @@ enum class MissReason : std::uint8_t {
   kNotRead,        // the request asked not to read the cache
   kFidelity,       // what there is of it is less exact than was asked for
   kGroup,          // it is there, but another group of layers cannot go on there: no snapshot, or a window with holes
+  kNamespace,      // the namespace without a name has it, and the request did not look there
+  kFiltered,       // it was kept out of the tier below on purpose, because its frames did not decode, and left the pool
   kCount,
 };
 FIRN_API std::string_view to_string(MissReason reason);
@@ -56,6 +58,17 @@ struct Stats {
   std::uint64_t frames_read = 0;    // whole frames or single layers of them
   std::uint64_t copy_on_writes = 0, allocations_refused = 0;
   std::uint64_t admissions_refused = 0, preemptions = 0;
+  // Of what is kept and told.
+  std::uint64_t namespaces = 0, leases = 0, pinned_blocks = 0, pinned_bytes = 0;  // gauges
+  std::uint64_t priorities_expired = 0, pins_expired = 0, leases_expired = 0;
+  std::uint64_t retention_refused = 0;  // ranges that found no metadata budget for blocks committed later
+  std::uint64_t family_evictions = 0;   // blocks that went because another one of their family did
+  std::uint64_t load_failures = 0;      // blocks whose frame did not decode
+  std::uint64_t stores_filtered = 0;    // blocks not stored because their frames had failed before
+  std::uint64_t ending_stored = 0,
+                ending_dropped = 0;           // blocks that free() queued for storing; that found no room there
+  std::uint64_t slots_cleared = 0;            // zeroed before another namespace got them
+  std::uint64_t events = 0, events_lost = 0;  // told; of those, not in the ring any more
 };
 
 // Every figure of Stats with its name, "slots_free" or "misses.never_stored", in the order above.

@@ -56,6 +56,10 @@ class NaiveManager {
       if (holders == index_.end()) {
         found.missing = content;
         found.first_miss = evicted_.count(content) ? MissReason::kEvictedDevice : MissReason::kNeverStored;
+        // The namespace without a name is everybody's to ask about.
+        if (i == 0 && name_space != 0 && found.first_miss == MissReason::kNeverStored &&
+            index_.count(content_of(root(0), tokens, 0)) != 0)
+          found.first_miss = MissReason::kNamespace;
         return found;
       }
       found.slots.push_back(holders->second.front());

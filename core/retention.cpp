@@ -1,0 +1,256 @@
+#include "core/retention.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/base/check.h"
+
+namespace firn {
+namespace {
+
+// An entry with its nodes in the map and in the set of ends.
+constexpr std::uint64_t kEntryBytes = 192;
+constexpr std::uint64_t kLeaseBytes = 256;  // beside its blocks
+
+}  // namespace
+
+Result<Ledger::Charge> Retention::charge(std::uint64_t bytes) {
+  FIRN_ASSIGN(Ledger::Charge charged, ledger_.charge(Account::kMetadata, bytes));
+  charged_bytes_ += bytes;
+  return charged;
+}
+
+Result<Retention::Entry*> Retention::entry(BlockId id) {
+  const auto found = entries_.find(firn::index(id));
+  if (found != entries_.end()) return &found->second;
+  FIRN_ASSIGN(Ledger::Charge charged, charge(kEntryBytes));
+  Entry& made = entries_[firn::index(id)];
+  made.charge = std::move(charged);
+  return &made;
+}
+
+// Keeps the counts and the time of its next end; an entry that says nothing any more goes.
+void Retention::settle(BlockId id, Entry& entry, bool was_held) {
+  if (entry.held() != was_held) held_count_ += entry.held() ? 1 : -1u;
+  std::int64_t next = entry.priority_until;
+  if (entry.pinned_until != 0) next = next == 0 ? entry.pinned_until : std::min(next, entry.pinned_until);
+  if (next != entry.due) {
+    if (entry.due != 0) due_.erase({entry.due, firn::index(id)});
+    if (next != 0) due_.insert({next, firn::index(id)});
+    entry.due = next;
+  }
+  if (entry.says_something()) return;
+  refund(entry.charge);
+  if (entry.due != 0) due_.erase({entry.due, firn::index(id)});
+  entries_.erase(firn::index(id));
+}
+
+Status Retention::set_priority(BlockId id, std::uint8_t priority, std::int64_t expires_ns) {
+  if (priority == kDefaultPriority && !find(id)) return {};
+  FIRN_ASSIGN(Entry * changed, entry(id));
+  changed->priority = priority;
+  changed->priority_until = priority == kDefaultPriority ? 0 : expires_ns;
+  settle(id, *changed, changed->held());
+  return {};
+}
+
+Status Retention::pin(BlockId id, std::int64_t until_ns) {
+  FIRN_ASSIGN(Entry * changed, entry(id));
+  const bool was = changed->held();
+  changed->pinned_until = std::max(changed->pinned_until, until_ns);
+  settle(id, *changed, was);
+  return {};
+}
+
+bool Retention::unpin(BlockId id) {
+  const auto found = entries_.find(firn::index(id));
+  if (found == entries_.end() || found->second.pinned_until == 0) return false;
+  found->second.pinned_until = 0;
+  settle(id, found->second, /*was_held=*/true);
+  return true;
+}
+
+Result<LeaseId> Retention::acquire(std::string_view owner, std::vector<BlockId> blocks, Instant now,
+                                   std::int64_t deadline_ns) {
+  if (leases_.size() >= kMaxLeases)
+    return Status(Code::kNoSpace, fmt::format("{} leases are held, as many as there may be; leases() lists who holds "
+                                              "them",
+                                              leases_.size()));
+  FIRN_ASSIGN(Ledger::Charge charged, charge(kLeaseBytes + owner.size() + blocks.size() * sizeof(BlockId)));
+  std::size_t made = 0;
+  Status status;
+  for (; made < blocks.size() && status.ok(); ++made) {
+    const Result<Entry*> held = entry(blocks[made]);
+    status = held.status();
+    if (!status.ok()) break;
+    const bool was = (*held)->held();
+    ++(*held)->leases;
+    settle(blocks[made], **held, was);
+  }
+  if (!status.ok()) {
+    while (made-- > 0) {
+      Entry& undone = entries_.at(firn::index(blocks[made]));
+      --undone.leases;
+      settle(blocks[made], undone, /*was_held=*/true);
+    }
+    refund(charged);
+    return status;
+  }
+  const std::uint64_t id = next_lease_++;
+  deadlines_.insert({deadline_ns, id});
+  leases_.emplace(id, Lease{std::string(owner), std::move(blocks), now, deadline_ns, std::move(charged)});
+  return LeaseId{id};
+}
+
+Status Retention::renew(LeaseId lease, std::int64_t deadline_ns) {
+  const auto found = leases_.find(firn::index(lease));
+  if (found == leases_.end())
+    return Status(Code::kUnavailable, fmt::format("lease {} has ended; acquire a new one", firn::index(lease)));
+  deadlines_.erase({found->second.deadline_ns, found->first});
+  found->second.deadline_ns = deadline_ns;
+  deadlines_.insert({deadline_ns, found->first});
+  return {};
+}
+
+bool Retention::release(LeaseId lease, std::vector<BlockId>& changed) {
+  const auto found = leases_.find(firn::index(lease));
+  if (found == leases_.end()) return false;
+  for (const BlockId id : found->second.blocks) {
+    const auto held = entries_.find(firn::index(id));
+    if (held == entries_.end() || held->second.leases == 0) continue;  // the block was discarded meanwhile
+    --held->second.leases;
+    settle(id, held->second, /*was_held=*/true);
+    changed.push_back(id);
+  }
+  refund(found->second.charge);
+  deadlines_.erase({found->second.deadline_ns, found->first});
+  leases_.erase(found);
+  return true;
+}
+
+std::vector<LeaseInfo> Retention::leases(std::uint64_t block_bytes) const {
+  std::vector<LeaseInfo> list;
+  for (const auto& [id, lease] : leases_)
+    list.push_back({LeaseId{id}, lease.owner, static_cast<std::uint32_t>(lease.blocks.size()),
+                    lease.blocks.size() * block_bytes, lease.acquired, Instant{lease.deadline_ns}});
+  return list;
+}
+
+Status Retention::make_family(const std::vector<BlockId>& blocks) {
+  FIRN_ASSIGN(Ledger::Charge charged, charge(kLeaseBytes + blocks.size() * sizeof(BlockId)));
+  for (const BlockId id : blocks) {  // the entries first: they are what can fail
+    const Result<Entry*> member = entry(id);
+    if (!member.ok()) {
+      for (const BlockId made : blocks)
+        if (const auto found = entries_.find(firn::index(made)); found != entries_.end())
+          settle(made, found->second, found->second.held());
+      refund(charged);
+      return member.status();
+    }
+  }
+  const std::uint64_t family = next_family_++;
+  for (const BlockId id : blocks) entries_.at(firn::index(id)).family = family;
+  families_.emplace(family, Family{blocks, std::move(charged)});
+  return {};
+}
+
+void Retention::end_family(std::uint64_t family) {
+  const auto found = families_.find(family);
+  FIRN_CHECK(found != families_.end());
+  const std::vector<BlockId> blocks = std::move(found->second.blocks);
+  refund(found->second.charge);
+  families_.erase(found);
+  for (const BlockId id : blocks) {
+    Entry& member = entries_.at(firn::index(id));
+    member.family = 0;
+    settle(id, member, member.held());
+  }
+}
+
+std::vector<BlockId> Retention::advance(Instant now) {
+  std::vector<BlockId> changed;
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now.ns) {
+    release(LeaseId{deadlines_.begin()->second}, changed);
+    ++counters_.leases_expired;
+  }
+  while (!due_.empty() && due_.begin()->first <= now.ns) {
+    const BlockId id{due_.begin()->second};
+    Entry& ended = entries_.at(firn::index(id));
+    const bool was = ended.held();
+    if (ended.pinned_until != 0 && ended.pinned_until <= now.ns) {
+      ended.pinned_until = 0;
+      ++counters_.pins_expired;
+    }
+    if (ended.priority_until != 0 && ended.priority_until <= now.ns) {
+      ended.priority = kDefaultPriority;
+      ended.priority_until = 0;
+      ++counters_.priorities_expired;
+    }
+    settle(id, ended, was);
+    changed.push_back(id);
+  }
+  return changed;
+}
+
+std::vector<BlockId> Retention::forget(BlockId id) {
+  std::vector<BlockId> others;
+  auto found = entries_.find(firn::index(id));
+  if (found == entries_.end()) return others;
+  if (found->second.family != 0) {
+    others = families_.at(found->second.family).blocks;
+    std::erase(others, id);
+    end_family(found->second.family);
+    found = entries_.find(firn::index(id));  // it may have gone with the family
+    if (found == entries_.end()) return others;
+  }
+  Entry& gone = found->second;
+  const bool was = gone.held();
+  if (gone.leases != 0)  // its number may name another block soon
+    for (auto& [number, lease] : leases_) std::erase(lease.blocks, id);
+  gone.priority = kDefaultPriority;
+  gone.priority_until = gone.pinned_until = 0;
+  gone.leases = 0;
+  settle(id, gone, was);
+  return others;
+}
+
+void Retention::clear() {
+  FIRN_CHECK(leases_.empty());
+  entries_.clear();
+  families_.clear();
+  due_.clear();
+  charged_bytes_ = 0;
+  held_count_ = 0;
+}
+
+std::vector<std::string> Retention::check() const {
+  std::vector<std::string> broken;
+  std::uint32_t held = 0, due = 0;
+  std::uint64_t bytes = 0;
+  std::unordered_map<std::uint32_t, std::uint32_t> leased;
+  for (const auto& [id, lease] : leases_) {
+    bytes += lease.charge.bytes();
+    for (const BlockId block : lease.blocks) ++leased[firn::index(block)];
+  }
+  for (const auto& [id, family] : families_) bytes += family.charge.bytes();
+  for (const auto& [id, entry] : entries_) {
+    held += entry.held();
+    due += entry.due != 0;
+    bytes += entry.charge.bytes();
+    const auto found = leased.find(id);
+    if (entry.leases != (found == leased.end() ? 0 : found->second))
+      broken.push_back(fmt::format("retention: block {} counts {} leases, {} name it", id, entry.leases,
+                                   found == leased.end() ? 0 : found->second));
+    if (entry.family != 0 && !families_.contains(entry.family))
+      broken.push_back(fmt::format("retention: block {} is of a family that has ended", id));
+  }
+  if (held != held_count_) broken.push_back(fmt::format("retention: {} blocks held, {} counted", held, held_count_));
+  if (due != due_.size())
+    broken.push_back(fmt::format("retention: {} ends queued, {} entries have one", due_.size(), due));
+  if (bytes != charged_bytes_)
+    broken.push_back(fmt::format("retention: {} bytes charged, {} counted", bytes, charged_bytes_));
+  return broken;
+}
+
+}  // namespace firn
