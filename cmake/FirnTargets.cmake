@@ -33,7 +33,11 @@ function(firn_shared_library name)
   set_target_properties(${name} PROPERTIES OUTPUT_NAME firn VERSION ${PROJECT_VERSION} SOVERSION 0 EXPORT_NAME shared
                         LINK_DEPENDS ${map} LINKER_LANGUAGE CXX)
   target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
-  target_link_options(${name} PRIVATE -Wl,--version-script=${map} $<$<STREQUAL:${FIRN_SANITIZE},>:-Wl,-z,defs>)
+  target_link_options(${name} PRIVATE -Wl,--version-script=${map})
+  # A sanitizer's functions come with the program. Its name has a comma, so this is no generator expression.
+  if(NOT FIRN_SANITIZE)
+    target_link_options(${name} PRIVATE -Wl,-z,defs)
+  endif()
   target_link_libraries(${name} PRIVATE Threads::Threads hwy::hwy PkgConfig::zstd PkgConfig::xxhash PkgConfig::numa ZLIB::ZLIB
                         yaml-cpp fmt::fmt ${CMAKE_DL_LIBS})
   install(TARGETS ${name} EXPORT firnTargets)
