@@ -68,9 +68,21 @@ struct RealEngine {
   void pump() { manager.pump(); }
 };
 
+// Conversations that go on, so that what the pool has lost is found in the host tier.
+constexpr const char* kChat =
+    "workload:chat:sessions=16,rate=0.2,turns=5,system=64,question=60,answer=30,pause=40,seed=3";
+
 struct Setting {
   std::uint64_t pool_bytes, host_bytes;
   const char* policy;
+  const char* workload = nullptr;  // in place of the recorded slice
+  std::unique_ptr<TraceReader> open() const {
+    return workload == nullptr ? open_slice() : TraceReader::open(workload, {}).value();
+  }
+  TokenMaker tokens() const {
+    return workload == nullptr ? small_tokens()
+                               : TokenMaker{.block_tokens = kBlockTokens, .first = 3, .vocabulary = 290};
+  }
 };
 
 class SameCounts : public testing::TestWithParam<Setting> {};
@@ -100,10 +112,10 @@ TEST_P(SameCounts, InTheExampleEngineAndInItsSimulation) {
     slots = manager->stats().slots_total;
     llama::Engine engine(*model, *manager, threads);
     RealEngine wrapped{engine, *manager};
-    const auto reader = open_slice();
+    const auto reader = GetParam().open();
     std::int64_t turns = 0;
     const auto ran = replay(wrapped, *manager, source(*reader),
-                            {.tokens = small_tokens(),
+                            {.tokens = GetParam().tokens(),
                              .places = 3,
                              .now = [&turns] { return Instant{++turns}; },
                              .wait_until = {},
@@ -122,10 +134,10 @@ TEST_P(SameCounts, InTheExampleEngineAndInItsSimulation) {
     Manager* const manager = created->get();
     ASSERT_EQ(manager->stats().slots_total, slots);
     VirtualEngine engine(*manager, clock, {.cost = [](const StepWork& work) { return 1e-3 * double(work.rows); }});
-    const auto reader = open_slice();
+    const auto reader = GetParam().open();
     const auto ran =
         replay(engine, *manager, source(*reader),
-               {.tokens = small_tokens(), .places = 3, .now = clock.reader(), .wait_until = {}, .after_turn = {}});
+               {.tokens = GetParam().tokens(), .places = 3, .now = clock.reader(), .wait_until = {}, .after_turn = {}});
     ASSERT_TRUE(ran.ok()) << ran.status().message();
     simulated = {*ran, manager->stats()};
     EXPECT_TRUE(manager->verify().empty());
@@ -134,12 +146,16 @@ TEST_P(SameCounts, InTheExampleEngineAndInItsSimulation) {
   EXPECT_GT(real.stats.prefix_cache_hits, 0u);
   EXPECT_EQ(real.stats.frames_stored == 0, GetParam().host_bytes == 0);
   expect_the_same(real, simulated);
+  if (GetParam().workload == nullptr) return;
+  EXPECT_GT(real.stats.hits_host, 20u) << "meant to find much in the host tier";
+  EXPECT_GT(real.stats.hits_device, 20u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Settings, SameCounts,
                          testing::Values(Setting{2 << 20, 0, "lru"}, Setting{1 << 20, 4 << 20, "lru"},
                                          Setting{2 << 20, 2 << 20, "lru"}, Setting{1 << 20, 4 << 20, "arc"},
-                                         Setting{2 << 20, 3 << 20, "s3fifo"}));
+                                         Setting{2 << 20, 3 << 20, "s3fifo"}, Setting{900 << 10, 4 << 20, "lru", kChat},
+                                         Setting{900 << 10, 1 << 20, "arc", kChat}));
 
 // The whole point of simulating with production code: another rule in the library is another count here.
 std::uint64_t simulated_hits(const std::string& policy) {
