@@ -109,7 +109,8 @@ Result<PrefixMatch> ManagerImpl::resume(SeqId id) {
                     .shared = namespaces_[seq->shared_space].chain,
                     .shared_blocks = seq->shared_blocks,
                     .share = true,  // its blocks there have their names already
-                    .min_fidelity = seq->exact ? Fidelity::kExact : Fidelity::kDerived};
+                    .min_fidelity = seq->exact ? Fidelity::kExact : Fidelity::kDerived,
+                    .extras = seq->key_extras()};
   const Found found = find_prefix(seq->tokens, scope, /*all=*/true);
   seq->preempted = false;
   seq->tokens.resize(found.match.tokens);

@@ -331,14 +331,14 @@ Status ManagerImpl::set_retention(SeqId id, std::span<const RetentionRange> rang
 Status ManagerImpl::find_keys(std::span<const Key> keys, std::vector<BlockId>& found, std::uint32_t& absent) const {
   if (keys.size() > kMaxKeysPerCall)
     return Status(Code::kInvalidArgument, fmt::format("{} keys, {} are the most", keys.size(), kMaxKeysPerCall));
+  std::vector<BlockId> ids;
   for (const Key& key : keys) {
     if (key.is_zero()) {
       ++absent;
       continue;
     }
-    const Row row = look_up(key, Fidelity::kDerived);
-    absent += !row.any;
-    for (const BlockId id : row.ids)
+    absent += !look_up(key, Fidelity::kDerived, ids).any;
+    for (const BlockId id : ids)
       if (id != BlockId::kNone) found.push_back(id);
   }
   std::sort(found.begin(), found.end());
@@ -411,7 +411,8 @@ Result<LeaseId> ManagerImpl::acquire_lease(std::string_view owner, std::span<con
   FIRN_TRY(find_keys(keys, blocks, absent).with_context("acquire_lease"));
   if (absent != 0) {
     std::size_t first = 0;
-    while (!keys[first].is_zero() && look_up(keys[first], Fidelity::kDerived).any) ++first;
+    std::vector<BlockId> ids;
+    while (!keys[first].is_zero() && look_up(keys[first], Fidelity::kDerived, ids).any) ++first;
     return Status(Code::kUnavailable, fmt::format("acquire_lease: {} of {} keys are not here; the first {} are", absent,
                                                   keys.size(), first));
   }

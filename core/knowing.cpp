@@ -99,8 +99,8 @@ Explanation ManagerImpl::explain(std::span<const TokenId> tokens, const BeginOpt
     BlockVerdict verdict;
     const bool in_shared = i < found.shared || (scope.share && i < scope.shared_blocks);
     if ((i + 1) * kBlockTokens <= tokens.size())
-      verdict.key = key =
-          (in_shared ? *scope.shared : scope.own).next(key, tokens.subspan(i * kBlockTokens, kBlockTokens));
+      verdict.key = key = next_key(in_shared ? *scope.shared : scope.own, scope.extras, key,
+                                   tokens.subspan(i * kBlockTokens, kBlockTokens), i * std::uint64_t{kBlockTokens});
     if (i < hits) {
       verdict.shared = in_shared;
       verdict.tiers = kOnDevice | kOnHost;  // what all parts of it have in common

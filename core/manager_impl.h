@@ -48,6 +48,12 @@ struct Table {
   std::uint32_t first_held = 0;  // everything before it is the null block
 };
 
+// What a request put into its keys beside tokens; a fork shares it.
+struct HeldExtras {
+  KeyExtras extras;
+  Ledger::Charge charge;
+};
+
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
@@ -61,6 +67,8 @@ struct Sequence {
   Key last_key;                    // of the last full block
   std::uint16_t shared_space = 0;  // of its first shared_blocks blocks
   std::uint32_t shared_blocks = 0;
+  std::shared_ptr<const HeldExtras> extras;  // null: none
+  const KeyExtras* key_extras() const { return extras ? &extras->extras : nullptr; }
   std::vector<RetentionRange> ranges;
   Ledger::Charge ranges_charge;
   std::uint32_t prompt_tokens = 0;  // what it was begun with, and when: for trace.record
@@ -162,6 +170,9 @@ class ManagerImpl final : public Manager {
     std::uint32_t shared_blocks = 0;  // the most that may be found in it, or with `share` that are
     bool share = false;
     Fidelity min_fidelity = Fidelity::kDerived;
+    const KeyExtras* extras = nullptr;  // borrowed; null: none
+    std::uint32_t max_tokens = ~0u;
+    bool drop_last = false;
   };
   // One decode of one layer of one frame into staging.
   struct Staged {
@@ -196,11 +207,14 @@ class ManagerImpl final : public Manager {
   void record_request(const Sequence& seq);
   // What every page set has of one key.
   struct Row {
-    std::vector<BlockId> ids;
     bool ends = false, any = false;       // a page set without a window has none; some page set has one
     MissReason hole = MissReason::kNone;  // why the first that has none has none
   };
-  Row look_up(const Key& key, Fidelity min_fidelity) const;
+  Row look_up(const Key& key, Fidelity min_fidelity, std::vector<BlockId>& ids) const;  // ids: by page set
+  static Key next_key(const KeyChain& chain, const KeyExtras* extras, const Key& before,
+                      std::span<const TokenId> tokens, std::uint64_t first_token);
+  // Of block i of a sequence, whose tokens may still be on their way.
+  Key block_key(const Sequence& seq, std::uint32_t i, const Key& before, std::span<const TokenId> tokens) const;
   std::vector<Key> sequence_keys(const Sequence& seq, std::uint32_t blocks) const;
   bool public_has(const Scope& scope, std::span<const TokenId> tokens) const;
   Scope make_scope(const BeginOptions& options, std::size_t tokens) const;  // of names that are known or not
@@ -208,6 +222,7 @@ class ManagerImpl final : public Manager {
   std::uint16_t space_of(const Sequence& seq, std::uint32_t block) const {
     return block < seq.shared_blocks ? seq.shared_space : seq.name_space;
   }
+  Result<std::shared_ptr<const HeldExtras>> hold_extras(const KeyExtras& extras);
   void announce_misses(const Sequence& seq, std::span<const TokenId> tokens);
   void recompute_tail(Found& found) const;  // gives up the last matched blocks if they have been through a lossy codec
   // The cheapest of the blocks with this key that are good enough; any: whether there is one that is not.

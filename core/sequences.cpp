@@ -175,14 +175,15 @@ std::uint32_t ManagerImpl::resume_point(const Found& found) const {
   return point;
 }
 
-ManagerImpl::Row ManagerImpl::look_up(const Key& key, Fidelity min_fidelity) const {
+ManagerImpl::Row ManagerImpl::look_up(const Key& key, Fidelity min_fidelity, std::vector<BlockId>& ids) const {
   Row row;
+  ids.clear();
   for (std::uint8_t s = 0; s < layout_.sets.size(); ++s) {
     bool any = false;
     const BlockId id = best_block(key, PageSetId{s}, min_fidelity, any);
     row.any = row.any || id != BlockId::kNone;
     row.ends = row.ends || (id == BlockId::kNone && !is_windowed(layout_.sets[s]));
-    row.ids.push_back(id);
+    ids.push_back(id);
     if (id == BlockId::kNone && row.hole == MissReason::kNone)
       row.hole = any ? MissReason::kFidelity : ghosts_->reason(key);
   }
@@ -195,38 +196,50 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   found.tables.resize(layout_.sets.size());
   if (tokens.empty()) return found;
   const std::size_t usable = (tokens.size() - (all ? 0 : 1)) / kBlockTokens;
+  const std::size_t most = std::min<std::size_t>(usable, scope.max_tokens / kBlockTokens);
   const bool all_windowed =
       std::all_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) { return is_windowed(set); });
   std::uint32_t run = 0;  // blocks that every page set without a window has
   std::vector<MissReason> holes;
-  Key parent{}, last{};
-  for (std::size_t i = 0; i < usable; ++i) {
+  std::vector<BlockId> ids;
+  Key parent{}, last{}, before_last{};
+  for (std::size_t i = 0; i < most; ++i) {
     const auto block = tokens.subspan(i * kBlockTokens, kBlockTokens);
     const Key before = parent;
     Row row;
     bool in_shared = found.shared == i && i < scope.shared_blocks;
     if (in_shared) {
-      parent = scope.shared->next(before, block);
-      row = look_up(parent, scope.min_fidelity);
+      parent = next_key(*scope.shared, scope.extras, before, block, i * std::uint64_t{kBlockTokens});
+      row = look_up(parent, scope.min_fidelity, ids);
       in_shared = scope.share || (row.any && !row.ends);  // with share it is computed for that scope if it is not there
       found.shared += in_shared;
     }
     if (!in_shared) {
-      parent = scope.own.next(before, block);
-      row = look_up(parent, scope.min_fidelity);
+      parent = next_key(scope.own, scope.extras, before, block, i * std::uint64_t{kBlockTokens});
+      row = look_up(parent, scope.min_fidelity, ids);
     }
-    for (std::size_t s = 0; s < row.ids.size(); ++s) found.tables[s].push_back(row.ids[s]);
-    if (windowed_ || row.ends) holes.push_back(row.hole);
+    for (std::size_t s = 0; s < ids.size(); ++s) found.tables[s].push_back(ids[s]);
+    if (windowed_ || row.ends || scope.drop_last) {
+      holes.resize(i, MissReason::kNotRead);
+      holes.push_back(row.hole);
+    }
     if (row.ends) break;
     if (!row.any && all_windowed) continue;
     run = static_cast<std::uint32_t>(i) + 1;
+    before_last = before;
     last = parent;
+  }
+  // What the request itself gives up was not read.
+  if (holes.size() <= run) holes.resize(run + 1, MissReason::kNotRead);
+  if (scope.drop_last && run != 0) {
+    holes[--run] = MissReason::kNotRead;
+    last = before_last;
   }
   for (std::vector<BlockId>& table : found.tables) table.resize(run);
   found.match.tokens_full = run * kBlockTokens;
   if (windowed_) cut_to_windows(found);
   const std::uint32_t point = found.block_count();
-  found.match.first_miss = point == usable ? MissReason::kPartialTail : windowed_ ? holes[point] : holes.back();
+  found.match.first_miss = point == usable ? MissReason::kPartialTail : holes[point];
   if (point < run && found.match.first_miss == MissReason::kNeverStored) found.match.first_miss = MissReason::kGroup;
   if (point == 0 && usable != 0 && found.match.first_miss == MissReason::kNeverStored &&
       public_has(scope, tokens.first(kBlockTokens)))
@@ -241,7 +254,7 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   }
   found.match.tokens = found.block_count() * kBlockTokens;
   found.shared = std::min(found.shared, found.block_count());
-  if (partial_ && !all && found.block_count() == run) find_partial(found, tokens, scope, last);
+  if (partial_ && !all && !scope.drop_last && found.block_count() == run) find_partial(found, tokens, scope, last);
   found.match.recompute_from = found.match.tokens;
   return found;
 }
@@ -253,7 +266,11 @@ void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, co
   const bool in_shared = found.shared == found.block_count() && found.shared < scope.shared_blocks;
   const KeyChain& chain = in_shared ? *scope.shared : scope.own;
   const Fidelity min_fidelity = scope.min_fidelity;
-  const std::span<const TokenId> rest = tokens.subspan(found.match.tokens, tokens.size() - 1 - found.match.tokens);
+  const std::size_t most = std::min<std::size_t>(tokens.size() - 1, scope.max_tokens);
+  const std::span<const TokenId> rest = tokens.subspan(found.match.tokens, most - found.match.tokens);
+  const auto in_full = [&](std::span<const TokenId> has) {
+    return next_key(chain, scope.extras, last, has, found.match.tokens);
+  };
   std::uint32_t longest = 0;
   partial_->for_each_after(last, [&](BlockId id) {
     const std::span<const TokenId> has = partial_->tokens(id);
@@ -261,7 +278,7 @@ void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, co
     while (same < std::min<std::size_t>(rest.size(), kBlockTokens) && has[same] == rest[same]) ++same;
     if (same <= longest) return;
     const Block& block = pool_->block(id);
-    if (block.coded || block.fidelity > min_fidelity || chain.next(last, has) != block.key) return;
+    if (block.coded || block.fidelity > min_fidelity || in_full(has) != block.key) return;
     std::vector<BlockId> blocks;
     for (std::uint8_t s = 0; s < layout_.sets.size(); ++s) {
       bool any = false;
@@ -284,7 +301,8 @@ bool ManagerImpl::public_has(const Scope& scope, std::span<const TokenId> tokens
   const KeyChain& open = namespaces_[0].chain;
   if (scope.own.root() == open.root() || (scope.shared_blocks != 0 && scope.shared->root() == open.root()))
     return false;
-  return look_up(open.next({}, tokens), Fidelity::kDerived).any;
+  std::vector<BlockId> ids;
+  return look_up(next_key(open, scope.extras, {}, tokens, 0), Fidelity::kDerived, ids).any;
 }
 
 KeyChain ManagerImpl::chain_of(std::string_view name_space) const {
@@ -293,7 +311,11 @@ KeyChain ManagerImpl::chain_of(std::string_view name_space) const {
 }
 
 ManagerImpl::Scope ManagerImpl::make_scope(const BeginOptions& options, std::size_t tokens) const {
-  Scope scope{.own = chain_of(options.name_space), .min_fidelity = options.min_fidelity};
+  Scope scope{.own = chain_of(options.name_space),
+              .min_fidelity = options.min_fidelity,
+              .extras = options.extras.empty() ? nullptr : &options.extras,
+              .max_tokens = options.max_reuse_tokens,
+              .drop_last = options.drop_last_block};
   if (!options.shared_scope) return scope;
   scope.shared = chain_of(*options.shared_scope);
   scope.shared_blocks = static_cast<std::uint32_t>(std::min<std::size_t>(options.shared_tokens, tokens) / kBlockTokens);
@@ -301,13 +323,23 @@ ManagerImpl::Scope ManagerImpl::make_scope(const BeginOptions& options, std::siz
   return scope;
 }
 
+Key ManagerImpl::next_key(const KeyChain& chain, const KeyExtras* extras, const Key& before,
+                          std::span<const TokenId> tokens, std::uint64_t first_token) {
+  return extras ? chain.next(before, tokens, block_extra(*extras, first_token)) : chain.next(before, tokens);
+}
+
+Key ManagerImpl::block_key(const Sequence& seq, std::uint32_t i, const Key& before,
+                           std::span<const TokenId> tokens) const {
+  return next_key(namespaces_[space_of(seq, i)].chain, seq.key_extras(), before, tokens,
+                  i * std::uint64_t{kBlockTokens});
+}
+
 // The names of a sequence's first full blocks, from its tokens.
 std::vector<Key> ManagerImpl::sequence_keys(const Sequence& seq, std::uint32_t blocks) const {
   std::vector<Key> keys;
   Key key{};
   for (std::uint32_t i = 0; i < blocks; ++i) {
-    key = namespaces_[space_of(seq, i)].chain.next(
-        key, std::span(seq.tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+    key = block_key(seq, i, key, std::span(seq.tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     keys.push_back(key);
   }
   return keys;
@@ -355,9 +387,10 @@ PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, std::stri
 
 PrefixMatch ManagerImpl::match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const {
   Lock lock(mutex_);
-  if (options.read_cache) return find_prefix(tokens, make_scope(options, tokens.size())).match;
+  if (options.read_cache && validate(options.extras).ok())
+    return find_prefix(tokens, make_scope(options, tokens.size())).match;
   PrefixMatch nothing;
-  nothing.first_miss = MissReason::kNotRead;
+  nothing.first_miss = options.read_cache ? MissReason::kNeverStored : MissReason::kNotRead;
   return nothing;
 }
 
@@ -376,10 +409,21 @@ void ManagerImpl::hold(Sequence& seq, const Found& found) {
   if (!found.partial.empty()) slide_out(seq);
 }
 
+Result<std::shared_ptr<const HeldExtras>> ManagerImpl::hold_extras(const KeyExtras& extras) {
+  if (extras.empty()) return std::shared_ptr<const HeldExtras>();
+  std::uint64_t bytes = sizeof(HeldExtras) + extras.adapter.size();
+  for (const MediaItem& item : extras.media) bytes += sizeof(MediaItem) + item.digest.size();
+  auto held = std::make_shared<HeldExtras>();
+  FIRN_ASSIGN(held->charge, ledger_->charge(Account::kMetadata, bytes));
+  held->extras = extras;
+  return std::shared_ptr<const HeldExtras>(std::move(held));
+}
+
 Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOptions& options) {
   Lock lock(mutex_);
   run_deferred();
   if (tokens.empty()) return Status(Code::kInvalidArgument, "begin: a prompt has at least one token");
+  FIRN_TRY(validate(options.extras).with_context("begin"));
   FIRN_TRY(settle_lossy(lock).with_context("begin"));
   FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
   std::uint16_t shared_space = name_space;
@@ -395,7 +439,9 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     found.match.first_miss = MissReason::kNotRead;
   }
   FIRN_TRY(admit(found, tokens.size(), options));
+  FIRN_ASSIGN(std::shared_ptr<const HeldExtras> extras, hold_extras(options.extras));
   FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
+  seq->extras = std::move(extras);
   namespaces_.add_sequence(shared_space);
   seq->shared_space = shared_space;
   seq->shared_blocks = scope.share ? scope.shared_blocks : found.shared;
@@ -440,10 +486,9 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
 void ManagerImpl::record_request(const Sequence& seq) {
   const std::size_t prompt = std::min<std::size_t>(seq.prompt_tokens, seq.tokens.size());
   if (!recorder_ || prompt == 0) return;
-  const auto tokens = std::span<const TokenId>(seq.tokens).first(prompt);
   recorder_->record(seq.id, seq.begun, static_cast<std::uint32_t>(prompt),
                     static_cast<std::uint32_t>(seq.tokens.size() - prompt),
-                    namespaces_[seq.name_space].chain.keys(tokens));
+                    sequence_keys(seq, static_cast<std::uint32_t>(prompt / kBlockTokens)));
 }
 
 // What the prompt asked for and is not here will be computed: rules that remember what they evicted hear of it before
@@ -452,8 +497,7 @@ void ManagerImpl::announce_misses(const Sequence& seq, std::span<const TokenId> 
   if (!slot_policy_->wants_misses()) return;
   Key key = seq.last_key;
   for (std::size_t i = seq.committed_blocks(); i < tokens.size() / kBlockTokens; ++i) {
-    key = namespaces_[space_of(seq, static_cast<std::uint32_t>(i))].chain.next(
-        key, tokens.subspan(i * kBlockTokens, kBlockTokens));
+    key = block_key(seq, static_cast<std::uint32_t>(i), key, tokens.subspan(i * kBlockTokens, kBlockTokens));
     slot_policy_->on_miss(policy_name(key), clock_());
   }
 }
@@ -769,8 +813,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
     const Key before = key;
     const std::uint16_t space = space_of(*seq, i);
-    key =
-        namespaces_[space].chain.next(key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+    key = block_key(*seq, i, before, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
     for (const Table& table : seq->tables) {
       if (table.blocks[i] == BlockId::kNone) continue;
       Block& block = pool_->block(table.blocks[i]);
@@ -822,6 +865,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   child->hot_first = std::min(parent->hot_first, shared);
   child->lost_from = parent->lost_from;
   child->exact = parent->exact;
+  child->extras = parent->extras;
   child->last_key = parent->last_key;
   for (std::size_t s = 0; s < child->tables.size(); ++s) {
     Table& table = child->tables[s];

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "core/manager_impl.h"
 
@@ -41,10 +42,12 @@ Violations ManagerImpl::verify() const {
       }
   };
   std::uint64_t sequence_bytes = 0, reserved = 0;
+  std::set<const HeldExtras*> seen_extras;
   for (const auto& [number, seq] : sequences_) {
     count(seq->tables, seq->hot_first);
     sequence_bytes += seq->charge.bytes() + seq->ranges_charge.bytes();
     reserved += seq->reserved;
+    if (seq->extras && seen_extras.insert(seq->extras.get()).second) sequence_bytes += seq->extras->charge.bytes();
     if (seq->preempted) {
       if (seq->block_count() != 0) fail("sequence {}: preempted, and holds {} blocks", number, seq->block_count());
       continue;
@@ -74,8 +77,7 @@ Violations ManagerImpl::verify() const {
     // The names of its blocks, from its tokens.
     Key key{};
     for (std::uint32_t i = 0; i < seq->committed_blocks(); ++i) {
-      key = namespaces_[space_of(*seq, i)].chain.next(
-          key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+      key = block_key(*seq, i, key, std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
       for (const Table& table : seq->tables) {
         if (index(table.blocks[i]) >= pool_->block_capacity()) continue;
         const Block& block = pool_->block(table.blocks[i]);

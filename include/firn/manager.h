@@ -87,9 +87,21 @@ struct BeginOptions {
   std::optional<std::string_view> shared_scope = {};
   std::uint32_t shared_tokens = ~0u;
   bool share = false;
+  // What decides beside the tokens what the prompt means; part of the keys of the blocks it concerns.
+  KeyExtras extras = {};
+  // The most that is reused. Ranks of one model agree on it: tokens_on_all_ranks() of what each of them matched.
+  std::uint32_t max_reuse_tokens = ~0u;
+  bool drop_last_block = false;  // speculative decoders that need the last matched block's hidden states compute it
   Admission admission = Admission::kAlways;
   std::uint32_t expected_tokens = 0;
 };
+// Tensor parallel: as many tokens as every rank can reuse. Each rank matches, all begin() with this max_reuse_tokens.
+inline std::uint32_t tokens_on_all_ranks(std::span<const PrefixMatch> ranks) {
+  std::uint32_t tokens = ranks.empty() ? 0 : ~0u;
+  for (const PrefixMatch& match : ranks) tokens = match.tokens < tokens ? match.tokens : tokens;
+  return tokens;
+}
+
 struct Begun {
   SeqId seq = SeqId::kNone;
   PrefixMatch match;  // match.tokens are committed already

@@ -494,5 +494,85 @@ TEST_F(Scenario, EverySlotIsUsedAndNoneTwice) {
   EXPECT_DOUBLE_EQ(manager_->stats().kv_cache_usage_perc, 1.0);
 }
 
+BeginOptions with_media(std::vector<MediaItem> media) {
+  BeginOptions options;
+  options.extras.media = std::move(media);
+  return options;
+}
+
+// Equal placeholder tokens, different pictures: only what lies before them is shared, and each finds its own again.
+TEST_F(Scenario, MediaTellEqualTokensApart) {
+  const Tokens tokens = distinct(64, 0);
+  const BeginOptions cat = with_media({{20, 30, "cat"}}), dog = with_media({{20, 30, "dog"}});
+  const SeqId first = prompt(*manager_, tokens, cat);
+  EXPECT_EQ(manager_->match_prefix(tokens, cat).tokens, 48u);
+  EXPECT_EQ(manager_->match_prefix(tokens, dog).tokens, 16u);
+  EXPECT_EQ(manager_->match_prefix(tokens).tokens, 16u);
+  EXPECT_EQ(manager_->match_prefix(tokens, with_media({{21, 30, "cat"}})).tokens, 16u) << "elsewhere in its block";
+  const KeyChain chain(model_identity(small_model()), {});
+  EXPECT_EQ(manager_->block_keys(first), chain.keys(tokens, cat.extras));
+  // A fork goes on under the same names, and so does a sequence that was preempted.
+  const auto child = manager_->fork(first);
+  ASSERT_TRUE(child.ok());
+  decode(*manager_, *child, distinct(16, 5000));
+  EXPECT_EQ(manager_->block_keys(*child), chain.keys(joined(tokens, distinct(16, 5000)), cat.extras));
+  ASSERT_OK(manager_->preempt(first));
+  EXPECT_EQ(manager_->resume(first)->tokens, 64u);
+  EXPECT_EQ(broken(*manager_), "");
+  ASSERT_OK(manager_->free(first));
+  EXPECT_EQ(manager_->explain(joined(tokens, {1}), cat).first_miss, 4u);
+  EXPECT_EQ(manager_->explain(joined(tokens, {1}), dog).first_miss, 1u);
+}
+
+TEST_F(Scenario, AnAdapterOfTheRequestIsInEveryKey) {
+  BeginOptions lora;
+  lora.extras.adapter = "lora-7";
+  prompt(*manager_, common_, lora);
+  EXPECT_EQ(manager_->match_prefix(joined(common_, {1}), lora).tokens, 48u);
+  EXPECT_EQ(manager_->match_prefix(joined(common_, {1})).tokens, 0u);
+}
+
+TEST_F(Scenario, BadExtrasAreRefusedAndLeaveNothing) {
+  const auto refused = manager_->begin(common_, with_media({{0, 0, "x"}}));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.status().message().find("media[0]"), std::string::npos) << refused.status().message();
+  EXPECT_EQ(manager_->match_prefix(common_, with_media({{0, 0, "x"}})).tokens, 0u);
+  EXPECT_EQ(manager_->stats().sequences, 0u);
+}
+
+// vLLM's mode for speculative decoders: the hit is a block shorter.
+TEST_F(Scenario, TheLastMatchedBlockCanBeGivenUp) {
+  prompt(*manager_, common_);
+  BeginOptions options;
+  options.drop_last_block = true;
+  const PrefixMatch match = manager_->match_prefix(joined(common_, {1}), options);
+  EXPECT_EQ(match.tokens, 32u);
+  EXPECT_EQ(match.first_miss, MissReason::kNotRead);
+  EXPECT_EQ(manager_->match_prefix(distinct(48, 70'000), options).tokens, 0u);
+  prompt(*manager_, joined(common_, {1}), options);
+}
+
+TEST_F(Scenario, RanksReuseWhatAllOfThemHave) {
+  ModelSpec rank0 = small_model(), rank1 = small_model();
+  rank0.shard_count = rank1.shard_count = 2;
+  rank1.shard_rank = 1;
+  const auto first = make_manager(bookkeeping(11), rank0), second = make_manager(bookkeeping(11), rank1);
+  prompt(*first, common_);
+  prompt(*second, first_of(common_, 32));
+  const Tokens tokens = joined(common_, {1});
+  EXPECT_NE(first->compute_keys(tokens), second->compute_keys(tokens)) << "a shard's bytes are its own";
+  const std::vector<PrefixMatch> ranks = {first->match_prefix(tokens), second->match_prefix(tokens)};
+  BeginOptions options;
+  options.max_reuse_tokens = tokens_on_all_ranks(ranks);
+  EXPECT_EQ(options.max_reuse_tokens, 32u);
+  for (const auto& manager : {first.get(), second.get()}) {
+    const auto begun = manager->begin(tokens, options);
+    ASSERT_TRUE(begun.ok());
+    EXPECT_EQ(begun->match.tokens, 32u);
+    EXPECT_EQ(manager->stats().prefix_cache_queries, total(manager->stats()));
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
 }  // namespace
 }  // namespace firn::test
