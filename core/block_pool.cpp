@@ -61,6 +61,7 @@ BlockId BlockPool::make_record() {
 void BlockPool::set_namespace(BlockId id, std::uint16_t name_space) {
   Block& record = block(id);
   FIRN_CHECK(record.in_use && name_space < tallies_.size());
+  if (record.name_space == name_space) return;
   const std::uint32_t slots = record.slot == SlotId::kNone ? 0 : 1;
   tallies_[record.name_space].slots -= slots;
   if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
