@@ -238,9 +238,9 @@ class FIRN_API Manager {
   virtual Status wait_idle(std::int64_t timeout_ns = 30'000'000'000) = 0;  // nothing queued, nothing running
   // Until allocate(seq, new_tokens) can succeed or cannot any more. Pumps when there is no worker.
   virtual Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns = 30'000'000'000) = 0;
-  // Gives up every slot that no live sequence needs (those with a copy below stay findable), after storing what is
-  // queued. Every free slot is overwritten with poison. For tests and demonstrations: nothing of the past is left in
-  // the pool.
+  // Gives up every slot that no live sequence needs (those with a copy below stay findable). kUnavailable: something is
+  // on its way, wait_idle() first, or a step is being computed. Every free slot is overwritten with poison. For tests
+  // and demonstrations: nothing of the past is left in the pool.
   virtual Result<std::uint32_t> empty_pool(std::uint8_t poison) = 0;
   // The pool grows or shrinks to this budget, by whole chunks, at most to pool.max_budget. Shrinking moves what live
   // sequences hold and evicts what only cached blocks do; it does all of it or nothing. kNoSpace: live blocks do not
