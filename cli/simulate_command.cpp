@@ -386,7 +386,9 @@ Json to_json(const sim::Plan& plan, double objective) {
 }
 
 void print_plan(const sim::EngineOptions& engine, const sim::Plan& plan, double objective) {
-  fmt::print("{} on {}: {} bytes a token\n", engine.model.name, engine.device.name, grouped(plan.token_bytes));
+  fmt::print("{} on {}: one group of {} layers, {} KV heads of {} in {} bits: {} bytes a token\n", engine.model.name,
+             engine.device.name, engine.model.layers, engine.model.kv_heads, engine.model.head_dim,
+             8 * engine.model.kv_element_bytes, grouped(plan.token_bytes));
   fmt::print("pool {:<12} {:>12} tokens = {} sessions of {} tokens\n", human_bytes(engine.pool_bytes),
              grouped(plan.pool_tokens), plan.pool_tokens / plan.session_tokens, grouped(plan.session_tokens));
   fmt::print("host {:<12} {:>12} tokens = {} sessions\n", human_bytes(engine.host_bytes), grouped(plan.host_tokens),

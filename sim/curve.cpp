@@ -4,12 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace firn::sim {
 namespace {
-
-constexpr std::uint32_t kNew = std::numeric_limits<std::uint32_t>::max();
 
 // How many different blocks were used after the time of a block's last use: a Fenwick tree over times with a mark at
 // each block's last one. Times are renumbered when they run out.
