@@ -70,7 +70,7 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   Lock lock(mutex_);
   run_deferred();
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "preempt"));
-  const bool waits = fence.kind != Fence::Kind::kNone && !device_->timeline().passed(fence);
+  const bool waits = fence.kind != Fence::Kind::kNone && !fence_passed(fence);
   Ledger::Charge charge;
   if (waits) {
     FIRN_ASSIGN(charge, ledger_->charge(Account::kMetadata, sequence_bytes(seq->block_count() * kBlockTokens)));

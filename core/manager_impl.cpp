@@ -451,6 +451,8 @@ std::string_view to_string(MissReason reason) {
       return "namespace";
     case MissReason::kFiltered:
       return "filtered";
+    case MissReason::kDeviceLost:
+      return "device_lost";
     case MissReason::kCount:
       break;
   }

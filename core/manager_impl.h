@@ -121,6 +121,7 @@ class ManagerImpl final : public Manager {
   Status wait_idle(std::int64_t timeout_ns) override;
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
+  Result<DeviceLoss> replace_device(Device* device) override;
   Result<PoolResize> resize_pool(std::uint64_t budget_bytes) override;
   Status reset() override;
   PrefixMatch match_prefix(std::span<const TokenId> tokens, const BeginOptions& options) const override;
@@ -339,6 +340,14 @@ class ManagerImpl final : public Manager {
   }
   DeviceAddress slot_address(SlotId slot) const;
 
+  // --- device_loss.cpp ---
+  struct Replacement;
+  Status take_replacement(Replacement& next);
+  void give_back_device();
+  void drop_queued();  // moves that nobody will ever make
+  bool lose_slot(BlockId id);
+  bool fence_passed(const Fence& fence) const;  // also of devices that were lost
+
   // --- slot_fences.cpp: what the device may still read where the host is going to write ---
   void note_slot_left(SlotId slot);  // its block leaves it, or nobody live holds that block any more
   bool slot_busy(SlotId slot);
@@ -429,6 +438,8 @@ class ManagerImpl final : public Manager {
   std::unique_ptr<ThreadPool> own_threads_;
   ThreadPool* threads_ = nullptr;
   std::unique_ptr<Device> own_device_;
+  std::vector<std::unique_ptr<Device>> lost_devices_;
+  std::vector<std::uint64_t> lost_handles_;  // of their timelines
   Device* device_ = nullptr;
   bool bytes_ = true;         // false: bookkeeping only
   double assumed_ratio_ = 0;  // then: raw bytes by frame bytes

@@ -259,25 +259,12 @@ void ManagerImpl::worker() {
 // Lets go of the lock. A device that is lost finishes nothing: what waits for it is dropped and counted.
 Status ManagerImpl::wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns) {
   const Fence waited = fence;  // the queue that it is in may change meanwhile
+  Device* const asked = device_;
   lock.unlock();
-  Status status = device_->timeline().wait(waited, timeout_ns);
+  Status status = asked->timeline().wait(waited, timeout_ns);
   lock.lock();
   if (status.code() != Code::kIo) return status;
-  for (const Job& job : stores_) {
-    ++counters_.frames_failed;
-    for (std::uint8_t i = 0; i < job.count; ++i)
-      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
-        block.store_queued = false;
-  }
-  for (const Job& job : stores_) lossy_pending_ -= job.lossy ? 1 : 0;
-  stores_.clear();
-  for (const Job& job : std::exchange(loads_, {})) {
-    for (std::uint8_t i = 0; i < job.count; ++i)
-      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
-        block.load_queued = false;
-    finish(job.ticket);
-  }
-  moved_.notify_all();
+  if (device_ == asked) drop_queued();
   return status;
 }
 

@@ -986,7 +986,7 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   record_request(*seq);
   take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
-  if (fence.kind != Fence::Kind::kNone && !device_->timeline().passed(fence)) {
+  if (fence.kind != Fence::Kind::kNone && !fence_passed(fence)) {
     deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge)});
   } else {
     release_blocks(seq->tables, seq->hot_first);

@@ -105,7 +105,7 @@ Status no_device_status() {
 Status Context::lost_status() {
   return Status(Code::kIo,
                 "the Vulkan device was lost (a reset, a removed card or a driver fault); what was in its memory is "
-                "gone: create the manager anew, on this device or on cpu");
+                "gone: go on with Manager::replace_device(), or create the manager anew, on this device or on cpu");
 }
 
 Status Context::check(VkResult result, const char* what) {

@@ -63,6 +63,7 @@ class ForwardingManager : public Manager {
     return to_.wait_room(seq, new_tokens, timeout_ns);
   }
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override { return to_.empty_pool(poison); }
+  Result<DeviceLoss> replace_device(Device* device) override { return to_.replace_device(device); }
   Result<PoolResize> resize_pool(std::uint64_t budget_bytes) override { return to_.resize_pool(budget_bytes); }
   Status reset() override { return to_.reset(); }
 

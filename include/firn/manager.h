@@ -127,6 +127,13 @@ struct PoolResize {
   std::vector<SlotMove> moved;  // blocks that had to leave their slots: block tables taken before are out of date
 };
 
+// What replace_device() found.
+struct DeviceLoss {
+  std::uint64_t blocks_kept = 0;    // were in the pool and have a frame in the host tier
+  std::uint64_t blocks_lost = 0;    // had none; who asks for them hears MissReason::kDeviceLost
+  std::uint64_t sequences_cut = 0;  // live ones that held such a block
+};
+
 struct StepRequest {
   SeqId seq = SeqId::kNone;
   std::uint32_t new_tokens = 0;
@@ -247,6 +254,12 @@ class FIRN_API Manager {
   // fit; kUnavailable: a step is being computed or blocks are on their way, try again. Between steps only: an engine
   // whose own kernels read slots waits for them first. The memory goes back to the device when nothing reads it.
   virtual Result<PoolResize> resize_pool(std::uint64_t budget_bytes) = 0;
+  // When the device was lost (calls fail with kIo): the pool moves to this one, borrowed, or to a cpu device of the
+  // manager's own, and is empty. Blocks with a frame in the host tier are found and attended as before. Sequences that
+  // held others are as after kCorrupt: rewind to usable_tokens(seq) and compute the rest again. Nobody else calls
+  // meanwhile; regions that the engine took on the old device are of no use, and go back to it first. The ledger keeps
+  // its budgets. kNoSpace: the new device has no room; nothing has changed.
+  virtual Result<DeviceLoss> replace_device(Device* device = nullptr) = 0;
   virtual Status reset() = 0;  // forgets everything cached; kUnavailable while sequences live
 
   // --- keeping --- (firn/retention.h)

@@ -747,6 +747,111 @@ TEST_F(Fences, ADeviceThatIsLostDropsWhatWaitsForIt) {
   }
 }
 
+// What has a frame below goes on, bit for bit; what has none is computed again, and whoever asks for it hears why.
+TEST_F(Fences, AfterADeviceWasLostSequencesGoOnFromTheirFramesOnTheCpu) {
+  for (const bool worker : {false, true}) {
+    SCOPED_TRACE(worker ? "worker" : "pump");
+    HandDevice device(threads_);
+    Config config = tiered(40, 4u << 20, worker);
+    config.protect.sinks = 0;  // sinks have no frame while a sequence lives
+    const auto manager = make_manager(config, toy_model(), {&threads_, &device, {}});
+    ASSERT_TRUE(manager);
+    ToyEngine engine(*manager, kQueryHeads);
+    const Tokens ended = distinct(120, 50'000), alive = distinct(300, 0), fresh = distinct(33, 90'000);
+    const auto first = manager->begin(ended);
+    ASSERT_TRUE(first.ok());
+    ASSERT_OK(compute(*manager, engine, first->seq, ended));
+    ASSERT_OK(manager->free(first->seq));
+    const auto second = manager->begin(alive), third = manager->begin(fresh);
+    ASSERT_TRUE(second.ok() && third.ok());
+    ASSERT_OK(compute(*manager, engine, second->seq, alive));
+    ASSERT_OK(compute(*manager, engine, third->seq, fresh));
+    const auto expected = engine.attend(second->seq, alive, 290, 10);
+    ASSERT_TRUE(expected.ok());
+    ASSERT_OK(manager->wait_idle());
+    EXPECT_EQ(manager->replace_device().status().code(), Code::kInvalidArgument) << "it works";
+
+    device.by_hand = true;
+    const auto waiting = manager->begin(distinct(10, 70'000));
+    ASSERT_TRUE(waiting.ok());
+    ASSERT_TRUE(manager->allocate(waiting->seq, 10).ok());
+    ASSERT_OK(submit_rows(*manager, waiting->seq));
+    const Fence never = device.last();
+    device.lose();
+    ASSERT_OK(manager->free(waiting->seq, never));
+    EXPECT_EQ(engine.attend(second->seq, alive, 290, 10).status().code(), Code::kIo);
+    const auto loss = manager->replace_device();
+    ASSERT_TRUE(loss.ok()) << loss.status().message();
+    EXPECT_EQ(device.regions, 0) << "everything went back";
+    EXPECT_GE(loss->blocks_kept, 16u + 7u);
+    EXPECT_GE(loss->blocks_lost, 3u + 2u);
+    EXPECT_EQ(loss->sequences_cut, 2u);
+    EXPECT_EQ(broken(*manager), "");
+    EXPECT_EQ(manager->stats().slots_free, manager->stats().slots_total);
+
+    // The cut ones: what is left is attended from frames, the rest computed again.
+    const std::uint32_t left = manager->usable_tokens(second->seq);
+    EXPECT_GE(left, 256u);
+    EXPECT_LT(left, 300u);
+    EXPECT_EQ(manager->allocate(second->seq, 1).status().code(), Code::kCorrupt);
+    ASSERT_OK(manager->rewind(second->seq, left));
+    ASSERT_OK(compute(*manager, engine, second->seq, alive));
+    const auto again = engine.attend(second->seq, alive, 290, 10);
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(*again, *expected);
+    EXPECT_EQ(manager->usable_tokens(third->seq), 0u);
+    ASSERT_OK(manager->rewind(third->seq, 0));
+    ASSERT_OK(manager->free(third->seq, never)) << "a fence of the lost device has passed";
+    // The ended one is found as before, and the one that had no frame is not.
+    EXPECT_EQ(manager->match_prefix(ended).tokens_on_host, 112u);
+    const PrefixMatch gone = manager->match_prefix(fresh);
+    EXPECT_EQ(gone.tokens, 0u);
+    EXPECT_EQ(gone.first_miss, MissReason::kDeviceLost);
+    ASSERT_OK(manager->wait_idle());
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
+TEST_F(Fences, ADeviceWithoutRoomReplacesNothing) {
+  HandDevice lost(threads_), full(threads_), roomy(threads_);
+  roomy.hide_pool = true;
+  const auto manager = make_manager(tiered(40, 4u << 20), toy_model(), {&threads_, &lost, {}});
+  ASSERT_TRUE(manager);
+  ToyEngine engine(*manager, kQueryHeads);
+  const Tokens tokens = distinct(120, 0);
+  const auto begun = manager->begin(tokens);
+  ASSERT_TRUE(begun.ok());
+  ASSERT_OK(compute(*manager, engine, begun->seq, tokens));
+  ASSERT_OK(manager->free(begun->seq));
+  ASSERT_OK(manager->wait_idle());
+  lost.lose();
+  for (int nth = 1; nth <= 3; ++nth) {
+    full.refuse_allocation = nth;
+    EXPECT_EQ(manager->replace_device(&full).status().code(), Code::kNoSpace) << nth;
+    EXPECT_EQ(full.regions, 0);
+  }
+  EXPECT_EQ(manager->match_prefix(tokens).tokens_on_device, 112u) << "nothing has changed";
+  // One whose pool the host does not reach needs a transfer region besides, for which the budget has no room.
+  const Status dear = manager->replace_device(&roomy).status();
+  EXPECT_EQ(dear.code(), Code::kNoSpace);
+  EXPECT_NE(dear.message().find("pool.budget"), std::string::npos) << dear.message();
+  EXPECT_EQ(roomy.regions, 0);
+  roomy.hide_pool = false;
+  const auto loss = manager->replace_device(&roomy);
+  ASSERT_TRUE(loss.ok()) << loss.status().message();
+  EXPECT_EQ(loss->blocks_kept, 7u);
+  EXPECT_EQ(manager->match_prefix(tokens).tokens_on_host, 112u);
+  const auto again = manager->begin(tokens);
+  ASSERT_TRUE(again.ok());
+  const auto ticket = manager->prefetch(again->seq);
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_OK(manager->wait(*ticket));
+  EXPECT_EQ(manager->stats().blocks_promoted, 7u);
+  ASSERT_OK(compute(*manager, engine, again->seq, tokens));
+  ASSERT_OK(manager->free(again->seq));
+  EXPECT_EQ(broken(*manager), "");
+}
+
 // --- in the middle of a move ---
 
 // A pool that the host does not see is copied by the device, and in the middle of that copy, where the manager holds no

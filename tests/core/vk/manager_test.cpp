@@ -234,6 +234,7 @@ TEST_F(VulkanTest, ALostDeviceFailsClearlyAndHangsNobody) {
   ASSERT_TRUE(device);
   Config config = tiered_config();
   config.mover.worker = true;
+  config.protect.sinks = 0;  // they have no frame while a sequence lives
   const auto manager =
       test::make_manager(config, toy_model(), {.threads = nullptr, .device = device.get(), .clock = {}});
   ASSERT_TRUE(manager);
@@ -247,11 +248,29 @@ TEST_F(VulkanTest, ALostDeviceFailsClearlyAndHangsNobody) {
     const auto out = engine.attend(begun->seq, tokens, 199, 1);
     EXPECT_EQ(out.status().code(), Code::kIo);
     EXPECT_NE(out.status().message().find("create the manager anew"), std::string::npos) << out.status().message();
-    ASSERT_OK(manager->free(begun->seq, device->timeline().last()));
     const Status idle = manager->wait_idle();
     EXPECT_TRUE(idle.ok() || idle.code() == Code::kIo) << idle.message();
   }
   EXPECT_TRUE(device->lost());
+  const auto loss = manager->replace_device();
+  ASSERT_TRUE(loss.ok()) << loss.status().message();
+  EXPECT_EQ(device->memory().region_bytes(), 0u);
+  EXPECT_EQ(manager->device().memory().info().name, "cpu");
+  // The same sequence on the cpu device: what had a frame is read from it, the rest is computed again.
+  Engine engine(*manager);
+  const std::uint32_t left = manager->usable_tokens(SeqId{1});
+  EXPECT_EQ(left > 0, loss->blocks_kept > 0);
+  ASSERT_OK(manager->rewind(SeqId{1}, left));
+  const Tokens tokens = test::distinct(200, 1);
+  ASSERT_OK(engine.compute(SeqId{1}, tokens, left));
+  const auto flat = test::make_manager(config, toy_model());
+  Engine flat_engine(*flat);
+  const auto flat_begun = flat->begin(tokens);
+  ASSERT_TRUE(flat_begun.ok());
+  ASSERT_OK(flat_engine.compute(flat_begun->seq, tokens, 0));
+  const auto got = engine.attend(SeqId{1}, tokens, 195, 5), want = flat_engine.attend(flat_begun->seq, tokens, 195, 5);
+  ASSERT_TRUE(got.ok() && want.ok()) << got.status().message();
+  EXPECT_EQ(*got, *want);
   EXPECT_EQ(test::broken(*manager), "");
 }
 
