@@ -135,6 +135,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i)
     if (pool_->state(SlotId{i}) == BlockPool::SlotState::kBound)
       ++(lose_slot(pool_->owner(SlotId{i})) ? loss.blocks_kept : loss.blocks_lost);
+  drop_kin();
   for (const auto& [number, seq] : sequences_) loss.sequences_cut += seq->lost_from != ~0u;
   moved_.notify_all();
   return loss;
