@@ -124,7 +124,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   workspace_ = next.workspace;
   staging_ = next.staging;
   transfer_ = next.transfer;
-  if (next.transfer_charge.bytes() != 0) charges_.push_back(std::move(next.transfer_charge));
+  if (next.transfer_charge.bytes() != 0 || transfer_.bytes == 0) transfer_charge_ = std::move(next.transfer_charge);
   lost_handles_.push_back(device_->timeline().last().handle);
   lost_devices_.push_back(std::exchange(own_device_, std::move(own)));  // the engine may have regions there still
   device_ = &next_device;

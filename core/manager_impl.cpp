@@ -253,6 +253,8 @@ Status ManagerImpl::size_pool() {
   }
   if (transfer_bytes != 0) {
     FIRN_ASSIGN(transfer_, take(Account::kStaging, RegionUse::kStaging, transfer_bytes));
+    transfer_charge_ = std::move(charges_.back());  // another device may do without it
+    charges_.pop_back();
   }
   return elastic_ ? take_elastic() : take_chunks(static_cast<std::uint32_t>(slots));
 }

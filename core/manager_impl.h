@@ -446,6 +446,7 @@ class ManagerImpl final : public Manager {
 
   std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
   std::vector<Ledger::Charge> charges_;
+  Ledger::Charge transfer_charge_;
   std::uint64_t fixed_metadata_bytes_ = 0;
   std::uint64_t fixed_host_bytes_ = 0;  // all of the host budget is taken at creation
   std::uint64_t fail_charge_ = 0;       // tests of create(): which of its charges fails
