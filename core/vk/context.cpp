@@ -1,10 +1,13 @@
 #include "core/vk/context.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "core/base/check.h"
 
@@ -46,6 +49,33 @@ int rank(const VulkanReport& report) {
   return 4;
 }
 
+constexpr const char* kOptional[] = {VK_EXT_MEMORY_BUDGET_EXTENSION_NAME, VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME,
+                                     VK_KHR_EXTERNAL_MEMORY_FD_EXTENSION_NAME,
+                                     VK_KHR_EXTERNAL_SEMAPHORE_FD_EXTENSION_NAME};
+
+// The off switch: FIRN_VULKAN_WITHOUT is a list of optional extensions, by commas, that are done without.
+std::vector<std::string> unwanted() {
+  const char* list = std::getenv("FIRN_VULKAN_WITHOUT");
+  std::vector<std::string> names;
+  std::string name;
+  for (const char c : std::string(list ? list : "") + ",") {
+    if (c != ',') {
+      name += c;
+    } else if (!name.empty()) {
+      names.push_back(std::exchange(name, ""));
+    }
+  }
+  return names;
+}
+
+Status check_unwanted() {
+  for (const std::string& name : unwanted())
+    if (std::find(std::begin(kOptional), std::end(kOptional), name) == std::end(kOptional))
+      return Status(Code::kInvalidArgument,
+                    fmt::format("FIRN_VULKAN_WITHOUT: {} is not one of {}", name, fmt::join(kOptional, ", ")));
+  return {};
+}
+
 std::vector<std::string> extensions_of(const InstanceApi& api, VkPhysicalDevice device) {
   std::uint32_t count = 0;
   std::vector<VkExtensionProperties> properties;
@@ -54,6 +84,7 @@ std::vector<std::string> extensions_of(const InstanceApi& api, VkPhysicalDevice 
   if (api.EnumerateDeviceExtensionProperties(device, nullptr, &count, properties.data()) < 0) return {};
   std::vector<std::string> names;
   for (std::uint32_t i = 0; i < count; ++i) names.emplace_back(properties[i].extensionName);
+  for (const std::string& off : unwanted()) std::erase(names, off);
   return names;
 }
 
@@ -120,6 +151,7 @@ Status Context::check(VkResult result, const char* what) {
 }
 
 Status Context::open_instance() {
+  FIRN_TRY(check_unwanted());
   FIRN_ASSIGN(global_, open_loader(hooks.library));
   std::uint32_t version = VK_API_VERSION_1_0;
   if (global_.EnumerateInstanceVersion) global_.EnumerateInstanceVersion(&version);
@@ -234,9 +266,7 @@ VulkanReport Context::describe(VkPhysicalDevice candidate, std::uint32_t index) 
   need("a compute queue", std::any_of(families.begin(), families.end(), [](const VkQueueFamilyProperties& one) {
          return (one.queueFlags & VK_QUEUE_COMPUTE_BIT) != 0;
        }));
-  for (const char* name : {VK_EXT_MEMORY_BUDGET_EXTENSION_NAME, VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME,
-                           VK_KHR_EXTERNAL_MEMORY_FD_EXTENSION_NAME, VK_KHR_EXTERNAL_SEMAPHORE_FD_EXTENSION_NAME})
-    out.optional.emplace_back(name, has(extensions, name));
+  for (const char* name : kOptional) out.optional.emplace_back(name, has(extensions, name));
 
   VkPhysicalDeviceMemoryBudgetPropertiesEXT budget{};
   budget.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT;

@@ -360,6 +360,49 @@ TEST_F(Device, ImportsHostMemoryWithoutACopy) {
   EXPECT_EQ(device->import_host(memory.get(), 1000).status().code(), Code::kInvalidArgument);
 }
 
+TEST_F(Device, DoesWithoutEveryOptionalExtensionWhenToldTo) {
+  setenv("FIRN_VULKAN_WITHOUT", "VK_EXT_external_memory_host,VK_KHR_external_memory_fd,VK_EXT_memory_budget", 1);
+  const auto device = make(strict_hooks());
+  const auto exporting = VulkanDeviceImpl::create({.device = "lavapipe", .exportable = true});
+  setenv("FIRN_VULKAN_WITHOUT", "VK_EXT_memory_bugdet", 1);
+  const std::string typo = refusal({});
+  unsetenv("FIRN_VULKAN_WITHOUT");
+  ASSERT_TRUE(device);
+  for (const auto& [name, there] : device->report().optional)
+    if (name != "VK_KHR_external_semaphore_fd") {
+      EXPECT_FALSE(there) << name;
+    }
+  std::byte page[4096];
+  EXPECT_EQ(device->import_host(page, sizeof page).status().code(), Code::kUnavailable);
+  EXPECT_EQ(exporting.status().code(), Code::kUnavailable);
+  const auto region = device->memory().allocate(RegionUse::kPool, 4096);
+  ASSERT_TRUE(region.ok());
+  wait(*device, device->kernels().fill(*region, 0, 4096, 1));
+  device->memory().free(*region);
+  EXPECT_NE(typo.find("VK_EXT_memory_bugdet is not one of VK_EXT_memory_budget"), std::string::npos) << typo;
+}
+
+// Subgroups of 4, 8, 32 or 64 threads all work, because no shader knows of subgroups: none declares a capability of
+// theirs.
+TEST(Shaders, NeedNoSubgroupOfAnySize) {
+  constexpr std::uint32_t kHeaderWords = 5, kOpCapability = 17;
+  constexpr std::uint32_t kFirstGroup = 61, kLastGroup = 68;  // GroupNonUniform to GroupNonUniformQuad
+  const auto of_groups = [](std::uint32_t c) {
+    return c == 18 /* Groups */ || c == 4423 /* SubgroupBallotKHR */ || c == 4431 /* SubgroupVoteKHR */ ||
+           (c >= kFirstGroup && c <= kLastGroup);
+  };
+  for (const Shader& shader : {k_append_shader, k_attend_shader, k_copy_shader, k_fill_shader, k_fold_shader}) {
+    std::uint32_t capabilities = 0;
+    for (std::size_t at = kHeaderWords; at < shader.bytes / 4; at += shader.words[at] >> 16) {
+      ASSERT_GT(shader.words[at] >> 16, 0u);
+      if ((shader.words[at] & 0xffff) != kOpCapability) break;  // they come first
+      ++capabilities;
+      EXPECT_FALSE(of_groups(shader.words[at + 1])) << "capability " << shader.words[at + 1];
+    }
+    EXPECT_GE(capabilities, 2u) << "Shader and PhysicalStorageBufferAddresses at least";
+  }
+}
+
 TEST_F(Device, LostMeansThatEverythingFailsAndNothingWaits) {
   const auto device = make(strict_hooks());
   ASSERT_TRUE(device);
