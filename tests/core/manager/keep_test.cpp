@@ -21,6 +21,7 @@ struct Consumer {
   std::map<std::pair<Key, std::uint32_t>, TierSet> has;
   std::uint64_t next = 0;
   std::uint64_t applied = 0;
+  bool dense = true;
 
   static std::pair<Key, std::uint32_t> name(const EventBlock& block) { return {block.key, index(block.page_set)}; }
   void resync(const EventSnapshot& snapshot) {
@@ -30,7 +31,11 @@ struct Consumer {
   }
   void apply(const EventBatch& batch) {
     for (const Event& event : batch.events) {
-      EXPECT_EQ(event.sequence, next + 1) << "numbers count up by one";
+      if (dense) {
+        EXPECT_EQ(event.sequence, next + 1) << "numbers count up by one";
+      } else {
+        EXPECT_GT(event.sequence, next) << "a namespace's own may jump when it had nothing";
+      }
       next = event.sequence;
       ++applied;
       const auto before = has.find(name(event.block));
@@ -192,7 +197,7 @@ TEST_F(Keep, ANamespacesEventsAreItsOwnByNumbersOfTheirOwn) {
 }
 
 // Random operations with a host tier are in keep_bytes_test.cpp; these are with namespaces, pins and priorities.
-TEST_F(Keep, DISABLED_SnapshotAndEventsAreTheTruthUnderRandomOperations) {
+TEST_F(Keep, SnapshotAndEventsAreTheTruthUnderRandomOperations) {
   for (unsigned seed = 1; seed <= 10; ++seed) {
     std::mt19937 random(seed);
     make(24);
@@ -260,6 +265,7 @@ TEST_F(Keep, DISABLED_SnapshotAndEventsAreTheTruthUnderRandomOperations) {
         EXPECT_EQ(global.has, truth.has) << "seed " << seed << ", step " << step;
         for (const char* one : names) {
           Consumer& consumer = scoped[one];
+          consumer.dense = false;
           const auto batch = m().take_events(consumer.next, ~std::size_t{0}, one);
           batch->gap ? consumer.resync(*m().event_snapshot(one)) : consumer.apply(*batch);
           truth.resync(*m().event_snapshot(one));
