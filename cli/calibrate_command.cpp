@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 
+#include "cli/calibration.h"
 #include "cli/commands.h"
 #include "cli/evaluation.h"
 #include "cli/text.h"
@@ -17,44 +18,30 @@
 namespace firn::cli {
 namespace {
 
-constexpr std::uint32_t kHeldOutEvery = 5;  // every fifth window takes no part in the basis
-
-struct CalibrateFlags {
-  std::string model, codec = "kvtc", out, kv, dump;
-  std::vector<std::string> texts;
-  std::vector<std::uint32_t> ratios = {8, 16, 32};
-  std::uint32_t stack = 0, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
-};
-
 // Keys and values of one window, [layer][token][width], as they are appended.
 struct Captured {
   std::vector<float> keys, values;
 };
 
-// Hears each window's keys and values.
-using OnWindow =
-    std::function<Status(const KvWindow& window, const std::vector<float>& keys, const std::vector<float>& values)>;
+}  // namespace
 
-bool is_held_out(std::size_t window) { return window % kHeldOutEvery == kHeldOutEvery - 1; }
-
-// Runs the example engine over the windows.
-Status capture(const LoadedModel& model, const CalibrateFlags& flags, const std::vector<std::vector<TokenId>>& windows,
-               const OnWindow& on_window) {
+Status capture(const LoadedModel& model, const std::vector<std::vector<TokenId>>& windows, std::uint32_t window_tokens,
+               std::uint32_t threads, const OnWindow& on_window) {
   const ModelSpec spec = model.model.spec();
   const GroupSpec& group = spec.groups[0];
   const std::size_t k_width = group.kv.kv_heads * group.kv.head_dim, v_width = group.kv.kv_heads * group.kv.value_dim;
   Config config;
   config.device = "cpu";
-  config.threads = flags.threads;
-  config.pool.budget_bytes = 2 * flags.window * spec.token_bytes() + (64u << 20);
+  config.threads = threads;
+  config.pool.budget_bytes = 2 * window_tokens * spec.token_bytes() + (64u << 20);
   FIRN_ASSIGN(Session session, Session::open(model, config));
   Captured captured;
-  captured.keys.resize(group.layer_count * flags.window * k_width);
-  captured.values.resize(group.layer_count * flags.window * v_width);
+  captured.keys.resize(group.layer_count * window_tokens * k_width);
+  captured.values.resize(group.layer_count * window_tokens * v_width);
   llama::ListeningManager listening(
       *session.manager, [&](std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) {
         for (const StepRows& part : rows) {  // the cpu device's addresses are the host's
-          const std::size_t to = std::size_t{layer} * flags.window + part.position;
+          const std::size_t to = std::size_t{layer} * window_tokens + part.position;
           std::memcpy(&captured.keys[to * k_width], reinterpret_cast<const float*>(k) + part.row * k_width,
                       part.row_count * k_width * sizeof(float));
           std::memcpy(&captured.values[to * v_width], reinterpret_cast<const float*>(v) + part.row * v_width,
@@ -62,17 +49,33 @@ Status capture(const LoadedModel& model, const CalibrateFlags& flags, const std:
         }
       });
   llama::Engine engine(model.model, listening, *session.threads);
-  Progress progress("capturing keys and values", windows.size() * flags.window);
+  Progress progress("capturing keys and values", windows.size() * window_tokens);
   for (const std::vector<TokenId>& window : windows) {
     BeginOptions options;
     options.read_cache = false;
     FIRN_ASSIGN(llama::Sequence sequence, engine.begin(window, options));
     llama::Sequence* sequences[] = {&sequence};
     FIRN_TRY(engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); }));
-    FIRN_TRY(on_window({.first_position = 0, .tokens = flags.window}, captured.keys, captured.values));
+    FIRN_TRY(on_window({.first_position = 0, .tokens = window_tokens}, captured.keys, captured.values));
   }
   return {};
 }
+
+Status write_file(const std::string& path, const std::vector<std::byte>& bytes) {
+  std::ofstream out(path, std::ios::binary);
+  out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!out.flush()) return Status(Code::kIo, path + " cannot be written");
+  return {};
+}
+
+namespace {
+
+struct CalibrateFlags {
+  std::string model, codec = "kvtc", out, kv, dump;
+  std::vector<std::string> texts;
+  std::vector<std::uint32_t> ratios = {8, 16, 32};
+  std::uint32_t stack = 0, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
+};
 
 // The windows of a dump instead, at most as many tokens as were asked for.
 Status replay(KvDumpReader& dump, std::uint64_t most_tokens, const OnWindow& on_window) {
@@ -99,20 +102,12 @@ void print_spectra(const std::vector<Spectrum>& spectra) {
                s.channels, 100 * s.mean_share);
 }
 
-Status write(const std::string& path, const std::vector<std::byte>& bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!out.flush()) return Status(Code::kIo, path + " cannot be written");
-  return {};
-}
-
 // Adds to each rate what serving held-out text through it does to the model's predictions.
 Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std::vector<std::vector<TokenId>>& windows,
                Artefact& artefact) {
   std::vector<std::vector<TokenId>> held_out;
-  for (std::size_t i = kHeldOutEvery - 1; i < windows.size() && held_out.size() < flags.measured_windows;
-       i += kHeldOutEvery)
-    held_out.push_back(windows[i]);
+  for (std::size_t i = 0; i < windows.size() && held_out.size() < flags.measured_windows; ++i)
+    if (is_held_out(i)) held_out.push_back(windows[i]);
   std::vector<EvaluatedCodec> codecs;
   for (const std::uint32_t ratio : flags.ratios) codecs.push_back({fmt::format("kvtc@{}", ratio), flags.out, ""});
   EvaluationOptions options;
@@ -180,7 +175,8 @@ Status run(const CalibrateFlags& flags) {
     if (writer) FIRN_TRY(writer->add(keys, values));
     return calibrator->add_window(window.first_position, window.tokens, keys, values, is_held_out(number++));
   };
-  FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window) : capture(*model, flags, windows, on_window));
+  FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window)
+                : capture(*model, windows, flags.window, flags.threads, on_window));
   if (writer) FIRN_TRY(writer->close());
   const Clock captured = Clock::now();
   FIRN_ASSIGN(Artefact artefact, calibrator->finish([](std::string_view what, double share) {
@@ -188,10 +184,10 @@ Status run(const CalibrateFlags& flags) {
   }));
   const Clock finished = Clock::now();
   print_spectra(calibrator->spectra());
-  FIRN_TRY(write(flags.out, write_artefact(artefact)));
+  FIRN_TRY(write_file(flags.out, write_artefact(artefact)));
   if (flags.measured_windows != 0 && model) {
     FIRN_TRY(measure(*model, flags, windows, artefact));
-    FIRN_TRY(write(flags.out, write_artefact(artefact)));
+    FIRN_TRY(write_file(flags.out, write_artefact(artefact)));
   }
   fmt::print(
       "\n| ratio | bits a token, of | realised ratio | bound of key error | of value error | mean KLD | p99 KLD | "

@@ -26,6 +26,20 @@ Result<std::string> first_paragraphs(const llama::Tokenizer& tokenizer, std::str
   }
 }
 
+// The same document without the question, and the text behind it.
+Status add_lossy_rows(const LoadedModel& model, const DemoOptions& options, DemoReport& report) {
+  constexpr std::size_t kScored = 512;
+  FIRN_ASSIGN(const std::string document, first_paragraphs(model.tokenizer, kOpticks, options.document_tokens));
+  FIRN_ASSIGN(const std::vector<TokenId> all, model.tokenizer.encode(kOpticks));
+  FIRN_ASSIGN(const std::vector<TokenId> first, model.tokenizer.encode(document));
+  const std::size_t behind = std::min(kScored + 1, all.size() - std::min(all.size(), first.size()));
+  if (behind < 2) return {};  // the document is the whole text
+  const std::span<const TokenId> tokens(all);
+  FIRN_ASSIGN(report.lossy,
+              measure_lossy(model, options.config, tokens.first(first.size()), tokens.subspan(first.size(), behind)));
+  return {};
+}
+
 class Demo {
  public:
   Demo(const DemoOptions& options, const LoadedModel& model) : options_(options), model_(model) {}
@@ -263,6 +277,7 @@ BreakEven DemoReport::break_even() const {
 Result<DemoReport> run_demo(const DemoOptions& options) {
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(options.model));
   FIRN_ASSIGN(DemoReport report, Demo(options, *model).run());
+  if (options.lossy) FIRN_TRY(add_lossy_rows(*model, options, report));
   FIRN_ASSIGN(report.second_device, ask_second_device(*model, options.config, options.second_device));
   return report;
 }

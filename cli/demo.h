@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/break_even.h"
+#include "cli/demo_lossy.h"
 #include "cli/demo_second_device.h"
 #include "cli/session.h"
 
@@ -42,6 +43,7 @@ struct DemoReport {
   double decode_first_ms = 0, decode_restored_ms = 0;  // per token, before and after
   std::string device;                                  // that all this ran on
   SecondDevice second_device;
+  LossyReport lossy;  // no rows: not asked for
 
   std::uint64_t host_tokens() const;  // that would fit at the ratio measured
   double ratio() const;
@@ -54,6 +56,7 @@ struct DemoOptions {
   int repeats = 5;
   std::uint32_t document_tokens = 3000;  // at least; whole paragraphs
   std::string second_device = "auto";
+  bool lossy = true;
 };
 Result<DemoReport> run_demo(const DemoOptions& options);
 

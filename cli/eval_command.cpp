@@ -24,15 +24,17 @@ struct EvalFlags {
 
 void print_table(const std::vector<Evaluation>& results) {
   fmt::print(
-      "| codec | bits an element | perplexity, change (95 %) | mean KLD (95 %) | p99 KLD | max KLD | top-1 (95 %) | "
+      "| codec | bits an element, as served | perplexity, change (95 %) | mean KLD (95 %) | p99 KLD | max KLD | top-1 "
+      "(95 %) | "
       "lossless by guard |\n");
   fmt::print("|---|---|---|---|---|---|---|---|\n");
   const auto percent = [](double change) { return 100 * (std::exp(change) - 1); };
   for (const Evaluation& r : results)
     fmt::print(
-        "| {} | {:.2f} | {:.3f}, {:+.2f} % ({:+.2f} to {:+.2f}) | {:.2e} ({:.2e} to {:.2e}) | {:.2e} | {:.2e} | "
+        "| {} | {:.2f}, {:.2f} | {:.3f}, {:+.2f} % ({:+.2f} to {:+.2f}) | {:.2e} ({:.2e} to {:.2e}) | {:.2e} | {:.2e} "
+        "| "
         "{:.2f} % ({:.2f} to {:.2f}) | {} of {} |\n",
-        r.codec, r.bits, r.perplexity(), percent(r.loss - r.exact_loss), percent(r.loss_change_95.low),
+        r.codec, r.bits, r.served_bits, r.perplexity(), percent(r.loss - r.exact_loss), percent(r.loss_change_95.low),
         percent(r.loss_change_95.high), r.mean_kld, r.kld_95.low, r.kld_95.high, r.p99_kld, r.max_kld, 100 * r.top1,
         100 * r.top1_95.low, 100 * r.top1_95.high, r.guarded, r.frames);
 }
@@ -78,6 +80,7 @@ nlohmann::json row_json(const Evaluation& r) {
   return {{"codec", r.codec},
           {"tokens", r.tokens},
           {"bits", r.bits},
+          {"served_bits", r.served_bits},
           {"loss", r.loss},
           {"exact_loss", r.exact_loss},
           {"perplexity", r.perplexity()},

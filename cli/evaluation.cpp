@@ -359,12 +359,16 @@ Evaluation summarise(const std::string& name, const std::vector<Unit>& units) {
   result.kld_95 = bootstrap(kld_pieces);
   result.loss_change_95 = bootstrap(loss_pieces);
   result.top1_95 = bootstrap(top1_pieces);
+  const auto bits = [](std::uint64_t frame, std::uint64_t raw) {
+    return raw == 0 ? 16 : 16.0 * static_cast<double>(frame) / static_cast<double>(raw);
+  };
+  result.served_bits = bits(frame_bytes, raw_bytes);
   // Of the codec's own frames where they were measured alone; what a sequence leaves behind is stored lossless.
   if (result.attention.raw_bytes != 0) {
     frame_bytes = result.attention.frame_bytes;
     raw_bytes = result.attention.raw_bytes;
   }
-  result.bits = raw_bytes == 0 ? 16 : 16.0 * static_cast<double>(frame_bytes) / static_cast<double>(raw_bytes);
+  result.bits = bits(frame_bytes, raw_bytes);
   return result;
 }
 

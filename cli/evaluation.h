@@ -26,7 +26,8 @@ struct Interval {
 struct Evaluation {
   std::string codec;
   std::uint64_t tokens = 0;         // scored
-  double bits = 0;                  // realised, an element of cold blocks
+  double bits = 0;                  // realised, an element of cold blocks, by the codec alone
+  double served_bits = 0;           // of all frames written while serving: what the guard stored lossless too
   double loss = 0, exact_loss = 0;  // mean, nats a token
   double mean_kld = 0, p99_kld = 0, max_kld = 0, top1 = 0;
   Interval kld_95, loss_change_95, top1_95;  // bootstrap over pieces of kPieceTokens, drawn alike for every codec

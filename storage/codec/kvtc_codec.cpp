@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <ctime>
+#include <mutex>
 #include <optional>
 #include <string>
 
+#include "core/base/check.h"
 #include "storage/codec/bytes.h"
 #include "storage/codec/codec_calls.h"
 #include "storage/codec/entropy.h"
@@ -78,6 +81,30 @@ lossy::GroupScale get_scale(const std::byte* from, std::size_t n, std::size_t t)
   };
   return {u16(0), u16(2)};
 }
+
+// Where a decode's time goes, if somebody asked: each part of a task adds its thread's processor time.
+class Stopwatch {
+ public:
+  explicit Stopwatch(KvtcTimes* times) : times_(times) {
+    if (times_ != nullptr) at_ = now();
+  }
+  void lap(double KvtcTimes::*part) {
+    if (times_ == nullptr) return;
+    const double before = std::exchange(at_, now());
+    static std::mutex mutex;
+    const std::scoped_lock lock(mutex);
+    times_->*part += at_ - before;
+  }
+
+ private:
+  static double now() {
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  }
+  KvtcTimes* times_;
+  double at_ = 0;
+};
 
 }  // namespace
 
@@ -155,7 +182,8 @@ class KvtcCodec final : public Codec {
   std::size_t bound(const ExtentShape& shape) const override;
   std::size_t scratch_bytes(const ExtentShape& shape) const override;
   void encode(std::span<EncodeJob> jobs, ThreadPool* threads) const override;
-  void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const override;
+  void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const override { decode_in(jobs, threads, nullptr); }
+  void decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTimes* times) const;
 
  private:
   // Sections: keys of stack 0, values of stack 0, keys of stack 1, ...
@@ -183,9 +211,9 @@ class KvtcCodec final : public Codec {
   void load_layer(const EncodeJob& job, std::uint32_t layer, bool values, const KeyRotation::Angles& angles,
                   std::vector<float>& x) const;
   struct Opened;
-  Status open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out) const;
+  Status open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out, KvtcTimes* times) const;
   Status restore_layer(const DecodeJob& job, std::uint32_t layer, bool values, const Opened& section,
-                       const KeyRotation::Angles& angles) const;
+                       const KeyRotation::Angles& angles, KvtcTimes* times) const;
 
   std::shared_ptr<const Artefact> artefact_;
   const KvtcPlan& plan_;
@@ -397,7 +425,9 @@ Status KvtcCodec::check_entry(const SectionEntry& entry, const ExtentShape& shap
   return {};
 }
 
-Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out) const {
+Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out,
+                               KvtcTimes* times) const {
+  Stopwatch watch(times);
   const auto section = 2 * p.stack + (p.values ? 1 : 0);
   const SectionEntry entry = frame.section(section);
   FIRN_TRY(check_entry(entry, job.shape, p));
@@ -415,13 +445,17 @@ Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Par
                              : entry.coding == kZstd   ? EntropyCoder::kZstd
                                                        : EntropyCoder::kNone;
   FIRN_TRY(entropy_decode(coder, payload, codes));
+  watch.lap(&KvtcTimes::entropy_s);
   const std::size_t kept = plan_components(plan(p));
   out.coefficients.resize(tokens * kept);
-  return unpack_coefficients(plan(p), codes, tokens, kept, out.coefficients.data());
+  const Status unpacked = unpack_coefficients(plan(p), codes, tokens, kept, out.coefficients.data());
+  watch.lap(&KvtcTimes::unpack_s);
+  return unpacked;
 }
 
 Status KvtcCodec::restore_layer(const DecodeJob& job, std::uint32_t layer, bool values, const Opened& section,
-                                const KeyRotation::Angles& angles) const {
+                                const KeyRotation::Angles& angles, KvtcTimes* times) const {
+  Stopwatch watch(times);
   const StackBasis& stack = basis({stack_of(layer), values});
   const std::size_t blocks = job.shape.block_count;
   const TensorRows rows{.shape = tensor_shape(job.shape, values),
@@ -451,6 +485,7 @@ Status KvtcCodec::restore_layer(const DecodeJob& job, std::uint32_t layer, bool 
                           .c = out.data() + token * width,
                           .c_stride = width});
     }
+    watch.lap(&KvtcTimes::project_s);
     for (std::size_t t = token; t < token + count; ++t) {
       float* row = out.data() + t * width;
       for (std::size_t c = 0; c < width; ++c) row[c] += stack.mean[first + c];
@@ -461,10 +496,11 @@ Status KvtcCodec::restore_layer(const DecodeJob& job, std::uint32_t layer, bool 
   rows.for_each_piece([&](std::byte* piece, std::size_t element, std::size_t count) {
     lossy::store(rows.shape.dtype, out.data() + element, count, piece);
   });
+  watch.lap(&KvtcTimes::copy_s);
   return {};
 }
 
-void KvtcCodec::decode(std::span<DecodeJob> jobs, ThreadPool* threads) const {
+void KvtcCodec::decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTimes* times) const {
   // A few at a time: their coefficients are in memory together.
   constexpr std::size_t kJobsAtATime = 4;
   for (std::size_t base = 0; base < jobs.size(); base += kJobsAtATime) {
@@ -496,7 +532,7 @@ void KvtcCodec::decode(std::span<DecodeJob> jobs, ThreadPool* threads) const {
     for_each_task(threads, sections.count(), [&](std::size_t task) {
       const std::size_t j = sections.job_of(task);
       const Part p = section_of(j, task - sections.first(j));
-      const Status status = open_section(some[j], *frames[j], p, opened[task]);
+      const Status status = open_section(some[j], *frames[j], p, opened[task], times);
       if (!status.ok())
         results[task] = status.with_context(fmt::format("section {}", 2 * p.stack + (p.values ? 1 : 0)));
     });
@@ -511,9 +547,15 @@ void KvtcCodec::decode(std::span<DecodeJob> jobs, ThreadPool* threads) const {
       const auto layer = some[j].layer + static_cast<std::uint32_t>(local / 2);
       const bool values = local % 2 == 1;
       const std::size_t section = 2 * (stack_of(layer) - stack_of(some[j].layer)) + (values ? 1 : 0);
-      restore_layer(some[j], layer, values, opened[sections.first(j) + section], angles[j]).ok();  // sizes were checked
+      restore_layer(some[j], layer, values, opened[sections.first(j) + section], angles[j], times)
+          .ok();  // sizes were checked
     });
   }
+}
+
+void decode_timed(const Codec& codec, DecodeJob& job, ThreadPool* threads, KvtcTimes& times) {
+  FIRN_CHECK(codec.id() == CodecId::kKvtc);
+  static_cast<const KvtcCodec&>(codec).decode_in({&job, 1}, threads, &times);
 }
 
 Result<std::unique_ptr<Codec>> make_codec(CodecId id, std::shared_ptr<const Artefact> artefact, std::uint32_t rate,

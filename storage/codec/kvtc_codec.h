@@ -20,4 +20,14 @@ bool pack_coefficients(const StackPlan& plan, const float* coefficients, std::si
 Status unpack_coefficients(const StackPlan& plan, std::span<const std::byte> from, std::size_t tokens,
                            std::size_t stride, float* coefficients);
 
+// Processor seconds of decoding, by part: where a restore's time goes. Sums over threads.
+struct KvtcTimes {
+  double entropy_s = 0;  // checking and inflating sections
+  double unpack_s = 0;   // codes to coefficients
+  double project_s = 0;  // coefficients to keys and values: the products
+  double copy_s = 0;     // mean, rotation, rounding, writing where the views say
+};
+// As decode, and adds to times. The codec is kvtc's.
+void decode_timed(const Codec& codec, DecodeJob& job, ThreadPool* threads, KvtcTimes& times);
+
 }  // namespace firn

@@ -80,6 +80,28 @@ TEST(Engine, TokenByTokenGivesWhatTheWholePromptGives) {
   EXPECT_EQ(stand.engine->counters().tokens, 290u);
 }
 
+TEST(Engine, AListenerHearsTheLogitsOfEveryTokenWhateverTheSteps) {
+  const std::vector<TokenId> tokens = random_tokens(90, 17);
+  for (const std::uint32_t step : {16u, 256u}) {
+    LLAMA_ASSERT_OK_AND_ASSIGN(Stand stand, make_stand({.max_step_tokens = step}));
+    std::vector<std::vector<float>> heard;
+    stand.engine->listen(20, [&](const Sequence&, std::size_t position, std::span<const float> logits) {
+      EXPECT_EQ(position, 20 + heard.size());
+      heard.emplace_back(logits.begin(), logits.end());
+    });
+    LLAMA_ASSERT_OK_AND_ASSIGN(Sequence sequence, stand.engine->begin(tokens));
+    LLAMA_ASSERT_OK(run_one(*stand.engine, sequence));
+    ASSERT_EQ(heard.size(), 70u);
+    stand.engine->listen(0, {});
+    LLAMA_ASSERT_OK_AND_ASSIGN(Sequence alone, stand.engine->begin(std::span(tokens).first(20), {.name_space = "b"}));
+    for (std::size_t i = 20; i < tokens.size(); ++i) {
+      alone.push(tokens[i]);
+      LLAMA_ASSERT_OK(run_one(*stand.engine, alone));
+      ASSERT_EQ(copy_logits(alone), heard[i - 20]) << "token " << i << ", steps of " << step;
+    }
+  }
+}
+
 TEST(Engine, SequencesOfDifferentLengthShareStepsWithoutAffectingEachOther) {
   StandOptions options;
   options.max_step_tokens = 64;
