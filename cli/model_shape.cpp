@@ -30,6 +30,14 @@ Result<sim::ModelShape> shape_of_gguf(const std::string& path) {
   shape.heads = static_cast<std::uint32_t>(heads);
   shape.kv_heads = static_cast<std::uint32_t>(kv_heads);
   shape.head_dim = static_cast<std::uint32_t>(head_dim);
+  const std::string window_key = fmt::format("{}.attention.sliding_window", family);
+  if (file.contains(window_key)) {
+    FIRN_ASSIGN(const std::uint64_t window, number("attention.sliding_window", 0));
+    // Every so many layers one sees everything. Of a family that does not say, all do: an upper bound.
+    std::uint64_t every = family == "gemma3" ? 6 : family == "gemma2" ? 2 : 1;
+    if (const Result<std::uint64_t> said = number("attention.sliding_window_pattern", every); said.ok()) every = *said;
+    shape.set_windows(static_cast<std::uint32_t>(layers / every), static_cast<std::uint32_t>(window));
+  }
   // The weights as they are in the file: quantised ones are read in fewer bytes and multiplied all the same.
   for (const auto& [name, tensor] : file.tensors()) {
     shape.parameters += static_cast<double>(tensor.rows) * static_cast<double>(tensor.columns);

@@ -16,6 +16,7 @@
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/bookkeeping.h"
+#include "sim/codec_figures.h"
 #include "sim/curve.h"
 #include "sim/library_run.h"
 #include "sim/plan.h"
@@ -104,9 +105,22 @@ struct Arguments {
   sim::CurveOptions curve_options;
   // with a clock
   SettingFlags settings;
-  std::string device, model, html, disk_budget, objective;
+  std::string device, model, html, disk_budget, objective, codec_figures;
   sim::EngineOptions engine;
+  std::uint32_t codec_threads = 1;
   bool policy_given = false, through_manager = false;
+  void add_codec_to(CLI::App& command) {
+    CLI::Option* ratio =
+        command.add_option("--codec-ratio", engine.codec_ratio, "assumed: raw bytes by encoded bytes below the pool");
+    CLI::Option* speed =
+        command.add_option("--codec-speed", engine.codec_bytes_per_s, "assumed: raw bytes a second of the codec");
+    CLI::Option* figures =
+        command.add_option("--codec-figures", codec_figures,
+                           "measured: what firn eval --json or ./run bench wrote; the row of host.codec is taken");
+    figures->type_name("FILE")->excludes(ratio)->excludes(speed);
+    command.add_option("--codec-threads", codec_threads, "with --codec-figures: cores that decode")
+        ->check(CLI::Range(1, 1024));
+  }
   sim::BookkeepingOptions bookkeeping_options() const {
     sim::BookkeepingOptions options;
     options.policy = policy;
@@ -228,6 +242,12 @@ Status fill_engine(Arguments& arguments) {
   engine.max_sequences = config.max_sequences;
   engine.protect_sinks = config.protect.sinks;
   engine.protect_recent = config.protect.recent;
+  if (!arguments.codec_figures.empty()) {
+    FIRN_ASSIGN(const sim::CodecFigures figures, sim::load_codec_figures(arguments.codec_figures, config.host.codec));
+    engine.codec_ratio = figures.ratio;
+    engine.codec_bytes_per_s = figures.bytes_per_s * arguments.codec_threads;
+    engine.codec_source = fmt::format("{} of {}", config.host.codec, arguments.codec_figures);
+  }
   return {};
 }
 
@@ -367,48 +387,119 @@ Result<double> parse_objective(const std::string& text) {
   return std::string(unit) == "ms" ? value / 1e3 : value;
 }
 
-Json to_json(const sim::Plan& plan, double objective) {
-  Json codecs = Json::array(), points = Json::array();
-  for (const auto& [ratio, tokens] : plan.codec_tokens) codecs.push_back({{"ratio", ratio}, {"host_tokens", tokens}});
-  for (const sim::PlanPoint& point : plan.points)
-    points.push_back({{"host_bytes", point.host_bytes},
-                      {"ttft_p95_s", point.ttft_p95_s},
-                      {"token_hit_ratio", point.token_hit_ratio},
-                      {"meets", point.meets}});
-  return {{"token_bytes", plan.token_bytes},
-          {"pool_tokens", plan.pool_tokens},
-          {"host_tokens", plan.host_tokens},
+std::string kind_name(GroupKind kind) { return kind == GroupKind::kSlidingWindow ? "sliding_window" : "full"; }
+
+Json to_json(const sim::PlanPoint& point) {
+  return {{"pool_bytes", point.pool_bytes}, {"host_bytes", point.host_bytes},
+          {"disk_bytes", point.disk_bytes}, {"price_per_hour", point.price_per_hour},
+          {"ttft_p95_s", point.ttft_p95_s}, {"token_hit_ratio", point.token_hit_ratio},
+          {"refused", point.refused},       {"meets", point.meets}};
+}
+
+Json to_json(const sim::EngineOptions& engine, const sim::Plan& plan, double objective) {
+  Json groups = Json::array(), tiers = Json::array(), codecs = Json::array(), points = Json::array();
+  for (const sim::PlanGroup& group : plan.groups)
+    groups.push_back({{"kind", kind_name(group.spec.kind)},
+                      {"layers", group.spec.layer_count},
+                      {"window", group.spec.window},
+                      {"token_bytes", group.spec.token_bytes()},
+                      {"page_sets", group.page_sets}});
+  for (const sim::PlanTier& tier : plan.tiers)
+    tiers.push_back({{"name", tier.name}, {"bytes", tier.bytes}, {"tokens", tier.tokens}, {"sessions", tier.sessions}});
+  for (const sim::PlanCodec& codec : plan.codecs)
+    codecs.push_back(
+        {{"ratio", codec.ratio}, {"host_tokens", codec.host_tokens}, {"host_sessions", codec.host_sessions}});
+  for (const sim::PlanPoint& point : plan.points) points.push_back(to_json(point));
+  return {{"model", engine.model.name},
+          {"device", engine.device.name},
+          {"token_bytes", plan.token_bytes},
+          {"groups", groups},
+          {"page_bytes", plan.page_bytes},
           {"session_tokens", plan.session_tokens},
+          {"session_bytes", plan.session_bytes},
+          {"hot_tokens", plan.hot_tokens},
+          {"tiers", tiers},
           {"break_even_tokens", plan.break_even_tokens},
+          {"codec_ratio", engine.codec_ratio},
+          {"codec_source", engine.codec_source.empty() ? "assumed" : engine.codec_source},
           {"objective_ttft_p95_s", objective},
+          {"prices",
+           {{"source", "assumed"},
+            {"device_per_hour", engine.device.price_per_hour},
+            {"host_gib_per_hour", engine.device.host_gib_per_hour},
+            {"disk_gib_per_hour", engine.device.disk_gib_per_hour}}},
           {"codecs", codecs},
+          {"cheapest", plan.cheapest ? to_json(*plan.cheapest) : Json()},
           {"points", points}};
 }
 
+void print_groups(const sim::EngineOptions& engine, const sim::Plan& plan) {
+  fmt::print("{} on {}: {} bytes a token in {} layers, {} KV heads of {}\n", engine.model.name, engine.device.name,
+             grouped(plan.token_bytes), engine.model.layers, engine.model.kv_heads, engine.model.head_dim);
+  for (const sim::PlanGroup& group : plan.groups)
+    fmt::print("  {:>4} layers see {:<24} {:>9} bytes a token, {} page set{} of {}\n", group.spec.layer_count,
+               group.spec.window == 0 ? "everything:" : fmt::format("the last {} tokens:", grouped(group.spec.window)),
+               grouped(group.spec.token_bytes()), group.page_sets, group.page_sets == 1 ? "" : "s",
+               human_bytes(plan.page_bytes));
+  fmt::print("A session of {} tokens takes {}.\n", grouped(plan.session_tokens), human_bytes(plan.session_bytes));
+}
+
+void print_sizes(const sim::EngineOptions& engine, const sim::Plan& plan, double objective) {
+  const auto row = [](const sim::PlanPoint& p) {
+    return fmt::format("pool {:>9}, host {:>9}, disk {:>9}: {:5.1f} % from cache, p95 {:8.2f} s, {:.3f} $/h{}",
+                       human_bytes(p.pool_bytes), human_bytes(p.host_bytes), human_bytes(p.disk_bytes),
+                       100 * p.token_hit_ratio, p.ttft_p95_s, p.price_per_hour, p.meets ? "  meets" : "");
+  };
+  if (objective == 0) {
+    for (const sim::PlanPoint& point : plan.points) fmt::print("{}\n", row(point));
+    return;
+  }
+  fmt::print("Sizes for a first token within {:.2f} s at p95, of {} runs the nearest to what meets it:\n", objective,
+             plan.points.size());
+  std::vector<sim::PlanPoint> shown = plan.points;  // by price; those about the cheapest that meets
+  std::size_t at = 0;
+  while (at < shown.size() && plan.cheapest && !shown[at].meets) ++at;
+  const std::size_t from = at > 3 ? at - 3 : 0;
+  for (std::size_t i = from; i < std::min(shown.size(), from + 5); ++i) fmt::print("  {}\n", row(shown[i]));
+  if (plan.cheapest) {
+    fmt::print("Cheapest: pool {}, host {}, disk {}, for {:.3f} dollars an hour.\n",
+               human_bytes(plan.cheapest->pool_bytes), human_bytes(plan.cheapest->host_bytes),
+               human_bytes(plan.cheapest->disk_bytes), plan.cheapest->price_per_hour);
+    fmt::print(
+        "Prices are assumed: the device {:.2f} an hour, by its memory; a GiB {:.4f} in the host, {:.5f} on disk.\n",
+        engine.device.price_per_hour, engine.device.host_gib_per_hour, engine.device.disk_gib_per_hour);
+  } else if (plan.points.back().refused > 0) {
+    fmt::print(
+        "No size meets it: {} requests are longer than any pool beside the weights. Try a device with more "
+        "memory.\n",
+        grouped(plan.points.back().refused));
+  } else {
+    fmt::print("No size meets it: the device, not the memory, sets the time. Try a faster one, or two.\n");
+  }
+}
+
 void print_plan(const sim::EngineOptions& engine, const sim::Plan& plan, double objective) {
-  fmt::print("{} on {}: one group of {} layers, {} KV heads of {} in {} bits: {} bytes a token\n", engine.model.name,
-             engine.device.name, engine.model.layers, engine.model.kv_heads, engine.model.head_dim,
-             8 * engine.model.kv_element_bytes, grouped(plan.token_bytes));
-  fmt::print("pool {:<12} {:>12} tokens = {} sessions of {} tokens\n", human_bytes(engine.pool_bytes),
-             grouped(plan.pool_tokens), plan.pool_tokens / plan.session_tokens, grouped(plan.session_tokens));
-  fmt::print("host {:<12} {:>12} tokens = {} sessions\n", human_bytes(engine.host_bytes), grouped(plan.host_tokens),
-             plan.host_tokens / plan.session_tokens);
+  print_groups(engine, plan);
+  for (const sim::PlanTier& tier : plan.tiers)
+    fmt::print("{} {:<10} {:>13} tokens = {} such sessions{}\n", tier.name, human_bytes(tier.bytes),
+               grouped(tier.tokens), grouped(tier.sessions),
+               tier.name == "pool"           ? ""
+               : engine.codec_source.empty() ? fmt::format(", codec ratio {:.2f} assumed", engine.codec_ratio)
+                                             : fmt::format(", codec ratio {:.2f} measured", engine.codec_ratio));
   if (plan.break_even_tokens == ~std::uint64_t{0}) {
     fmt::print("Loading a prefix from the host is never quicker than computing it on this device.\n");
   } else {
     fmt::print("Loading a prefix from the host is quicker than computing it from {} tokens on.\n",
                grouped(plan.break_even_tokens));
   }
-  fmt::print("With a codec of ratio (assumed; the pool stays raw), the same host bytes hold:\n");
-  for (const auto& [ratio, tokens] : plan.codec_tokens) fmt::print("  {:4.1f} {:>14} tokens\n", ratio, grouped(tokens));
-  for (const sim::PlanPoint& point : plan.points)
-    fmt::print("host {:>10}: {:5.1f} % of the input tokens from cache, first token p95 {:.2f} s{}\n",
-               human_bytes(point.host_bytes), 100 * point.token_hit_ratio, point.ttft_p95_s,
-               point.meets ? "  <- meets the objective" : "");
-  if (objective > 0 && !plan.points.empty() && !plan.points.back().meets)
-    fmt::print(
-        "No host size meets ttft_p95 = {:.2f} s: the device, not the memory, sets it. Try a faster one, or two.\n",
-        objective);
+  if (engine.host_bytes > 0) {
+    fmt::print("With a codec of ratio (assumed; {} hot tokens a session stay raw) the host holds:\n",
+               grouped(plan.hot_tokens));
+    for (const sim::PlanCodec& codec : plan.codecs)
+      fmt::print("  {:4.1f} {:>14} tokens = {} sessions\n", codec.ratio, grouped(codec.host_tokens),
+                 grouped(codec.host_sessions));
+  }
+  print_sizes(engine, plan, objective);
 }
 
 int run_plan(Arguments& arguments) {
@@ -428,7 +519,7 @@ int run_plan(Arguments& arguments) {
                           std::ref(progress));
   }();
   if (!plan.ok()) return fail(plan.status());
-  if (!arguments.json.empty()) return write_json(arguments.json, to_json(*plan, objective));
+  if (!arguments.json.empty()) return write_json(arguments.json, to_json(arguments.engine, *plan, objective));
   print_plan(arguments.engine, *plan, objective);
   return kExitOk;
 }
@@ -485,8 +576,7 @@ void add_simulate_command(CLI::App& app, Action& action) {
   command->add_option("--disk-budget", arguments->disk_budget, "bytes of a disk tier below the host's")
       ->type_name("BYTES");
   sim::EngineOptions& engine = arguments->engine;
-  command->add_option("--codec-ratio", engine.codec_ratio, "assumed: raw bytes by encoded bytes below the pool");
-  command->add_option("--codec-speed", engine.codec_bytes_per_s, "assumed: raw bytes a second of the codec");
+  arguments->add_codec_to(*command);
   command->add_option("--step-tokens", engine.max_step_tokens, "tokens a step computes at most");
   command->add_option("--watermark", engine.watermark, "share of the pool that admission leaves free");
   command->add_option("--time-scale", engine.time_scale, "arrivals this many times as fast");
@@ -515,7 +605,9 @@ void add_plan_command(CLI::App& app, Action& action) {
   command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
   command->add_option("--model", arguments->model, "llama-3.1-8b and others, a Hugging Face config.json or a GGUF file")
       ->type_name("NAME");
-  command->add_option("--codec-ratio", arguments->engine.codec_ratio, "assumed: raw bytes by encoded bytes");
+  arguments->add_codec_to(*command);
+  command->add_option("--disk-budget", arguments->disk_budget, "bytes of a disk tier below the host's")
+      ->type_name("BYTES");
   command->add_option("--json", arguments->json, "write the plan there; - is stdout")->type_name("FILE");
   arguments->settings.add_to(*command);
   command->callback([arguments, &action] { action = [arguments] { return run_plan(*arguments); }; });

@@ -23,6 +23,7 @@ struct EngineOptions {
   bool exclusive = false;           // a block is in the pool or in the host tier, stored when the pool pushes it out
   double codec_ratio = 1.0;         // raw bytes by encoded bytes, in the host tier and below
   double codec_bytes_per_s = 10e9;  // of raw bytes, each way; the encoder runs beside the engine
+  std::string codec_source = {};    // where both were measured; empty: they are assumed
   std::uint32_t max_step_tokens = 2048;
   std::uint32_t max_sequences = 256;
   double watermark = 0.01;        // share of the pool that admission leaves free

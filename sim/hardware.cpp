@@ -27,7 +27,7 @@ Status read_number(const YAML::Node& node, const std::string& file, const char* 
 }
 
 Result<DeviceSpec> parse_device(const std::string& file) {
-  constexpr std::array<std::string_view, 10> kKeys = {"name",
+  constexpr std::array<std::string_view, 12> kKeys = {"name",
                                                       "flops",
                                                       "memory_bandwidth",
                                                       "memory",
@@ -36,7 +36,9 @@ Result<DeviceSpec> parse_device(const std::string& file) {
                                                       "step_overhead_us",
                                                       "host_link",
                                                       "disk_link",
-                                                      "price_per_hour"};
+                                                      "price_per_hour",
+                                                      "host_gib_per_hour",
+                                                      "disk_gib_per_hour"};
   YAML::Node node;
   try {
     node = YAML::LoadFile(file);
@@ -61,6 +63,8 @@ Result<DeviceSpec> parse_device(const std::string& file) {
   FIRN_TRY(read_number(node, file, "host_link", true, device.host_link));
   FIRN_TRY(read_number(node, file, "disk_link", false, device.disk_link));
   FIRN_TRY(read_number(node, file, "price_per_hour", false, device.price_per_hour));
+  FIRN_TRY(read_number(node, file, "host_gib_per_hour", false, device.host_gib_per_hour));
+  FIRN_TRY(read_number(node, file, "disk_gib_per_hour", false, device.disk_gib_per_hour));
   device.step_overhead_s = overhead_us / 1e6;
   if (device.flops < 1 || device.memory_bandwidth < 1 || device.host_link < 1 || device.prefill_efficiency < 1e-3 ||
       device.decode_efficiency < 1e-3)
@@ -82,7 +86,74 @@ const std::array<ModelShape, 4> kModels = {{
     {"smollm2-135m", 134.5e6, 269e6, 30, 9, 3, 64, 2},
 }};
 
+// How many layers see everything: by their list, or by the families' own rule. -1: a kind that is not known.
+std::int64_t full_layers(const nlohmann::json& json, std::uint32_t layers, std::string& unknown) {
+  if (json.contains("layer_types") && json["layer_types"].is_array()) {
+    std::int64_t full = 0;
+    for (const nlohmann::json& type : json["layer_types"]) {
+      const std::string name = type.is_string() ? type.get<std::string>() : type.dump();
+      full += name == "full_attention";
+      if (name != "full_attention" && name != "sliding_attention") unknown = name;
+    }
+    if (json["layer_types"].size() != layers) unknown = "of another number than num_hidden_layers";
+    return unknown.empty() ? full : -1;
+  }
+  const std::string family = json.value("model_type", nlohmann::json("")).dump();
+  const auto pattern = [&](std::uint32_t otherwise) {
+    const nlohmann::json every = json.value("sliding_window_pattern", nlohmann::json(otherwise));
+    return every.is_number_unsigned() && every.get<std::uint32_t>() > 0 ? every.get<std::uint32_t>() : otherwise;
+  };
+  if (family.find("gemma3") != std::string::npos) return layers / pattern(6);
+  if (family.find("gemma2") != std::string::npos) return layers / pattern(2);
+  if (json.contains("sliding_window_pattern")) return layers / pattern(1);
+  if (!json.value("use_sliding_window", nlohmann::json(true)).is_boolean() ||
+      !json.value("use_sliding_window", nlohmann::json(true)).get<bool>())
+    return layers;  // Qwen 2: there is a number, and it is not used
+  const nlohmann::json first = json.value("max_window_layers", nlohmann::json(0));  // Qwen 2: those before it see all
+  return first.is_number_unsigned() ? std::min(layers, first.get<std::uint32_t>()) : 0;
+}
+
+Status read_groups(const nlohmann::json& json, const std::string& name, ModelShape& model) {
+  if (json.contains("kv_lora_rank"))
+    return Status(Code::kInvalidArgument,
+                  name + ": latent attention (kv_lora_rank) is not known to the timing model; docs/simulate.md");
+  const nlohmann::json window = json.value("sliding_window", nlohmann::json(nullptr));
+  std::string unknown;
+  const std::int64_t full = full_layers(json, model.layers, unknown);
+  if (full < 0) return Status(Code::kInvalidArgument, fmt::format("{}: layer_types: {} is not known", name, unknown));
+  if (window.is_number_unsigned() && window.get<std::uint64_t>() > 0 && window.get<std::uint64_t>() < (1u << 30))
+    model.set_windows(static_cast<std::uint32_t>(full), window.get<std::uint32_t>());
+  return {};
+}
+
 }  // namespace
+
+ModelSpec ModelShape::spec() const {
+  ModelSpec spec;
+  spec.name = name;
+  spec.groups = groups;
+  const KvShape kv{kv_element_bytes == 4 ? Dtype::kF32 : Dtype::kF16, kv_heads, head_dim, head_dim};
+  if (groups.empty()) spec.groups.push_back({GroupKind::kFull, layers, kv, 0, heads});
+  return spec;
+}
+
+void ModelShape::set_windows(std::uint32_t full_layers, std::uint32_t window) {
+  const KvShape kv{kv_element_bytes == 4 ? Dtype::kF32 : Dtype::kF16, kv_heads, head_dim, head_dim};
+  groups.clear();
+  if (window == 0 || full_layers >= layers) return;
+  if (full_layers > 0) groups.push_back({GroupKind::kFull, full_layers, kv, 0, heads});
+  groups.push_back({GroupKind::kSlidingWindow, layers - full_layers, kv, window, heads});
+}
+
+std::uint64_t ModelShape::sequence_bytes(std::uint64_t tokens) const {
+  std::uint64_t bytes = 0;
+  for (const GroupSpec& group : spec().groups) {
+    // A window that slides within its blocks touches one block more than it fills.
+    const std::uint64_t most = (group.window + kBlockTokens - 1) / kBlockTokens * kBlockTokens + kBlockTokens;
+    bytes += group.token_bytes() * (group.window == 0 ? tokens : std::min(tokens, most));
+  }
+  return bytes;
+}
 
 Result<DeviceSpec> load_device(const std::string& name, const std::vector<std::string>& folders) {
   std::error_code error;
@@ -106,7 +177,12 @@ Result<ModelShape> load_model_shape(const std::string& name) {
   if (!file)
     return Status(Code::kInvalidArgument,
                   fmt::format("there is no model \"{}\"; known are {}, or give a config.json", name, names));
-  const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (json.is_object() && json.contains("text_config")) json = nlohmann::json(json["text_config"]);
+  if (json.is_object() && json.value("model_type", nlohmann::json("")) == "gemma3_text")
+    for (const auto& [key, usual] :
+         {std::pair{"num_attention_heads", 8}, {"num_key_value_heads", 4}, {"head_dim", 256}, {"vocab_size", 262208}})
+      if (!json.contains(key)) json[key] = usual;  // the family's files leave out what is as usual
   const auto number = [&json](const char* key, double otherwise) {
     return json.is_object() && json.contains(key) && json[key].is_number() ? json[key].get<double>() : otherwise;
   };
@@ -126,6 +202,7 @@ Result<ModelShape> load_model_shape(const std::string& name) {
       model.layers * (hidden * model.head_dim * (2.0 * model.heads + 2.0 * model.kv_heads) + 3 * hidden * inner) +
       2 * hidden * words;
   model.weight_bytes = 2 * model.parameters;
+  FIRN_TRY(read_groups(json, name, model));
   return model;
 }
 

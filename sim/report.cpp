@@ -56,6 +56,8 @@ Json make_json(const EngineOptions& o, const EngineResult& r) {
       {"host_policy", o.host_policy.empty() ? o.policy : o.host_policy},
       {"exclusive", o.exclusive},
       {"codec_ratio", o.codec_ratio},
+      {"codec_bytes_per_s", o.codec_bytes_per_s},
+      {"codec_source", o.codec_source.empty() ? "assumed" : o.codec_source},
       {"block_tokens", r.block_tokens},
       {"block_bytes", r.block_bytes},
       {"pool_blocks", r.pool_blocks},
@@ -220,10 +222,13 @@ std::string report_text(const std::string& trace, const EngineOptions& o, const 
   };
   text += fmt::format("{} on {}, {}, policy {}{}\n\n", trace, o.device.name, o.model.name, o.policy,
                       r.complete ? "" : " (stopped early: what follows is a part)");
-  line("memory", fmt::format("pool {} = {} tokens; host {} = {} tokens{}", gib(static_cast<double>(o.pool_bytes)),
+  line("memory", fmt::format("pool {} = {} tokens; host {} = {} tokens", gib(static_cast<double>(o.pool_bytes)),
                              r.pool_blocks * r.block_tokens, gib(static_cast<double>(o.host_bytes)),
-                             r.host_blocks * r.block_tokens,
-                             o.codec_ratio != 1 ? fmt::format(" (codec ratio {:.2f}, assumed)", o.codec_ratio) : ""));
+                             r.host_blocks * r.block_tokens));
+  if (r.host_blocks > 0 && !r.through_manager)
+    line("codec", fmt::format("below the pool: ratio {:.2f}, {:.1f} GB/s, {}", o.codec_ratio, o.codec_bytes_per_s / 1e9,
+                              o.codec_source.empty() ? "both assumed (--codec-figures takes measured ones)"
+                                                     : "measured: " + o.codec_source));
   line("requests",
        fmt::format("{} in {:.1f} min; {} finished, {} refused", r.requests, r.seconds / 60, r.finished, r.refused));
   line("cache hits",
@@ -248,7 +253,7 @@ std::string report_text(const std::string& trace, const EngineOptions& o, const 
   line("moved", fmt::format("{} to the host, {} back; {:.0f} % of the stored blocks were read again",
                             gib(static_cast<double>(r.host_down_bytes)), gib(static_cast<double>(r.host_up_bytes)),
                             100 * share(r.stored_read_again, r.stored_blocks)));
-  line("cost", fmt::format("{:.3f} dollars a million tokens at {:.2f} an hour",
+  line("cost", fmt::format("{:.3f} dollars a million tokens at {:.2f} an hour, which is assumed",
                            share(r.cost * 1e6, static_cast<double>(r.input_tokens + r.output_tokens)),
                            o.device.price_per_hour));
   return text + "\n" + advice.bottleneck + "\n" + advice.next + "\n";

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "core/config/settings.h"
@@ -207,6 +208,112 @@ TEST(PlanCommand, TakesAModelFromGgufAndFromConfigJson) {
   std::ofstream(file) << "{\"hidden_size\": 4096}";
   EXPECT_NE(run_line("firn plan --pool-budget 1GiB --model " + file.string(), true).output.find("num_hidden_layers"),
             std::string::npos);
+  std::filesystem::remove(file);
+}
+
+// As Gemma 3's own file is: 34 layers, every sixth sees everything, the others 1,024 tokens.
+constexpr const char* kGemma = R"({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text",
+  "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}})";
+
+TEST(PlanCommand, SaysWhatEachGroupOfLayersTakes) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_gemma_" + std::to_string(getpid()) + ".json");
+  const std::string line = "firn plan --device rtx4090 --pool-budget 1GiB --host-budget 8GiB --model " + file.string();
+  std::ofstream(file) << kGemma;
+  const nlohmann::json plan = run_json(line + " --json -");
+  ASSERT_EQ(plan["groups"].size(), 2u);
+  const std::uint64_t layer = 2 * 2 * 4 * 256;  // keys and values, 16 bits, 4 heads of 256
+  EXPECT_EQ(plan["groups"][0]["token_bytes"], 5 * layer);
+  EXPECT_EQ(plan["groups"][1]["token_bytes"], 29 * layer);
+  EXPECT_EQ(plan["groups"][1]["window"], 1024);
+  EXPECT_EQ(plan["groups"][1]["page_sets"], 29) << "5 and 29 share no divisor";
+  EXPECT_EQ(plan["page_bytes"], 16 * layer);
+  EXPECT_EQ(plan["session_bytes"], 8192 * 5 * layer + (1024 + 16) * 29 * layer) << "a window and a block";
+  const std::uint64_t sessions = (std::uint64_t{1} << 30) / plan["session_bytes"].get<std::uint64_t>();
+  EXPECT_EQ(plan["tiers"][0]["sessions"], sessions);
+  // At ratio 16 the hot tokens are still raw, so the gain is less than 16.
+  EXPECT_LT(plan["codecs"].back()["host_tokens"], 16 * plan["codecs"][0]["host_tokens"].get<std::uint64_t>());
+  EXPECT_GT(plan["codecs"].back()["host_tokens"], 8 * plan["codecs"][0]["host_tokens"].get<std::uint64_t>());
+  const Ran text = run_line(line, /*with_stderr=*/false);
+  EXPECT_LE(std::count(text.output.begin(), text.output.end(), '\n'), 24) << text.output;
+  EXPECT_NE(text.output.find("29 layers see the last 1,024 tokens"), std::string::npos) << text.output;
+  std::ofstream(file) << R"({"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 100,
+    "num_attention_heads": 2, "sliding_window": 128, "layer_types": ["full_attention", "sliding_attention",
+    "sliding_attention", "sliding_attention"]})";
+  const nlohmann::json listed = run_json(line + " --json -");
+  EXPECT_EQ(listed["groups"][0]["layers"], 1);
+  EXPECT_EQ(listed["groups"][1]["layers"], 3);
+  std::ofstream(file) << R"({"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "layer_types": ["linear_attention"]})";
+  EXPECT_NE(run_line(line, true).output.find("linear_attention"), std::string::npos) << "no wrong number for it";
+  std::filesystem::remove(file);
+}
+
+TEST(PlanCommand, ReadsWindowsFromAGguf) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_gemma_" + std::to_string(getpid()) + ".gguf");
+  std::string bytes = "GGUF";
+  const auto put = [&bytes](auto value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  const auto text = [&](const std::string& value) { put(std::uint64_t{value.size()}), bytes += value; };
+  const std::vector<std::pair<const char*, std::uint32_t>> numbers = {
+      {"block_count", 26},        {"attention.head_count", 4},   {"attention.head_count_kv", 1},
+      {"embedding_length", 1152}, {"attention.key_length", 256}, {"attention.sliding_window", 512}};
+  put(std::uint32_t{3}), put(std::uint64_t{0}), put(std::uint64_t{numbers.size() + 1});
+  text("general.architecture"), put(std::uint32_t{8}), text("gemma3");
+  for (const auto& [key, value] : numbers) text(std::string("gemma3.") + key), put(std::uint32_t{4}), put(value);
+  bytes.resize((bytes.size() + 31) / 32 * 32);
+  std::ofstream(file, std::ios::binary) << bytes;
+  const nlohmann::json plan =
+      run_json("firn plan --device rtx4090 --pool-budget 1GiB --model " + file.string() + " --json -");
+  std::filesystem::remove(file);
+  ASSERT_EQ(plan["groups"].size(), 2u);
+  EXPECT_EQ(plan["groups"][0]["layers"], 4);
+  EXPECT_EQ(plan["groups"][1]["layers"], 22);
+  EXPECT_EQ(plan["groups"][1]["window"], 512);
+  EXPECT_EQ(plan["groups"][1]["page_sets"], 11) << "pages of two layers";
+}
+
+TEST(PlanCommand, FindsTheCheapestSizesOfPoolHostAndDisk) {
+  const std::string line = "firn plan --device h200 --pool-budget 40GiB --workload chat:sessions=60,rate=2 --seed 4";
+  const nlohmann::json all = run_json(line + " --slo ttft_p95=300ms --json -");
+  ASSERT_FALSE(all["cheapest"].is_null()) << all;
+  double least = 1e9;
+  for (const nlohmann::json& point : all["points"])
+    if (point["meets"]) least = std::min(least, point["price_per_hour"].get<double>());
+  EXPECT_EQ(all["cheapest"]["price_per_hour"], least);
+  EXPECT_LE(all["cheapest"]["ttft_p95_s"], 0.3);
+  EXPECT_GT(std::set<std::uint64_t>({all["points"].front()["pool_bytes"], all["points"].back()["pool_bytes"]}).size(),
+            1u);
+  EXPECT_EQ(all["prices"]["source"], "assumed");
+  const Ran text = run_line(line + " --host-budget 32GiB --slo ttft_p95=300ms", /*with_stderr=*/false);
+  EXPECT_LE(std::count(text.output.begin(), text.output.end(), '\n'), 24) << text.output;
+  EXPECT_NE(text.output.find("Prices are assumed"), std::string::npos) << text.output;
+  const nlohmann::json none = run_json(line + " --slo ttft_p95=1ms --json -");
+  EXPECT_TRUE(none["cheapest"].is_null());
+  EXPECT_LE(none["points"].size(), 5u) << "the largest sizes fail, so those with a host tier all do";
+}
+
+TEST(SimulateCommand, TakesMeasuredFiguresOfTheCodec) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_figures_" + std::to_string(getpid()) + ".json");
+  const std::string line = "firn simulate --config configs/consumer-24gb.yaml --workload chat:sessions=20 --json -";
+  const nlohmann::json assumed = run_json(line);
+  EXPECT_EQ(assumed["codec_source"], "assumed");
+  std::ofstream(file) << R"([{"codec": "q8", "raw_bytes": 100, "frame_bytes": 50, "decode_cpu_s": 1},
+    {"codec": "lossless", "raw_bytes": 3000000000, "frame_bytes": 2000000000, "decode_cpu_s": 2}])";
+  const nlohmann::json eval = run_json(line + " --codec-figures " + file.string());
+  EXPECT_EQ(eval["codec_ratio"], 1.5) << "the row of host.codec, which is lossless there";
+  EXPECT_EQ(eval["codec_bytes_per_s"], 1.5e9);
+  EXPECT_EQ(eval["host_blocks"], assumed["host_blocks"].get<std::uint64_t>() * 3 / 2);
+  EXPECT_NE(eval["codec_source"].get<std::string>().find(file.string()), std::string::npos);
+  EXPECT_EQ(run_json(line + " --codec-threads 2 --codec-figures " + file.string())["codec_bytes_per_s"], 3e9);
+  std::ofstream(file) << R"({"benchmarks": [{"name": "BM_CodecDecode/codec:2/threads:1/process_time/real_time",
+    "ratio": 1.25, "bytes_per_second": 4e9}]})";
+  EXPECT_EQ(run_json(line + " --codec-figures " + file.string())["codec_ratio"], 1.25);
+  std::ofstream(file) << R"([{"codec": "q8", "raw_bytes": 100, "frame_bytes": 50, "decode_cpu_s": 1}])";
+  EXPECT_NE(run_line(line + " --codec-figures " + file.string(), true).output.find("there are: q8"), std::string::npos);
+  std::ofstream(file) << "{}";
+  EXPECT_NE(run_line(line + " --codec-figures " + file.string(), true).output.find("firn eval"), std::string::npos);
   std::filesystem::remove(file);
 }
 
