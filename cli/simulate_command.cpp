@@ -499,7 +499,9 @@ void print_plan(const sim::EngineOptions& engine, const sim::Plan& plan, double 
       fmt::print("  {:4.1f} {:>14} tokens = {} sessions\n", codec.ratio, grouped(codec.host_tokens),
                  grouped(codec.host_sessions));
   }
-  print_sizes(engine, plan, objective);
+  if (!plan.points.empty()) print_sizes(engine, plan, objective);
+  if (plan.points.empty() && objective > 0)
+    fmt::print("Which sizes meet the objective depends on the requests: give --trace FILE or --workload chat.\n");
 }
 
 int run_plan(Arguments& arguments) {

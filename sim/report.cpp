@@ -225,6 +225,9 @@ std::string report_text(const std::string& trace, const EngineOptions& o, const 
   line("memory", fmt::format("pool {} = {} tokens; host {} = {} tokens", gib(static_cast<double>(o.pool_bytes)),
                              r.pool_blocks * r.block_tokens, gib(static_cast<double>(o.host_bytes)),
                              r.host_blocks * r.block_tokens));
+  if (r.host_blocks > 0 && r.through_manager)  // which has no speed of a codec
+    line("codec", fmt::format("below the pool: ratio {:.2f}, {}", o.codec_ratio,
+                              o.codec_source.empty() ? "assumed" : "measured: " + o.codec_source));
   if (r.host_blocks > 0 && !r.through_manager)
     line("codec", fmt::format("below the pool: ratio {:.2f}, {:.1f} GB/s, {}", o.codec_ratio, o.codec_bytes_per_s / 1e9,
                               o.codec_source.empty() ? "both assumed (--codec-figures takes measured ones)"

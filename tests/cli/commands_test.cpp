@@ -288,6 +288,8 @@ TEST(PlanCommand, FindsTheCheapestSizesOfPoolHostAndDisk) {
   const Ran text = run_line(line + " --host-budget 32GiB --slo ttft_p95=300ms", /*with_stderr=*/false);
   EXPECT_LE(std::count(text.output.begin(), text.output.end(), '\n'), 24) << text.output;
   EXPECT_NE(text.output.find("Prices are assumed"), std::string::npos) << text.output;
+  EXPECT_NE(run_line("firn plan --device h200 --slo ttft_p95=1s", false).output.find("--workload"), std::string::npos)
+      << "without requests there is nothing to search with, and it says so";
   const nlohmann::json none = run_json(line + " --slo ttft_p95=1ms --json -");
   EXPECT_TRUE(none["cheapest"].is_null());
   EXPECT_LE(none["points"].size(), 5u) << "the largest sizes fail, so those with a host tier all do";
