@@ -243,10 +243,13 @@ Status fill_engine(Arguments& arguments) {
   engine.protect_sinks = config.protect.sinks;
   engine.protect_recent = config.protect.recent;
   if (!arguments.codec_figures.empty()) {
-    FIRN_ASSIGN(const sim::CodecFigures figures, sim::load_codec_figures(arguments.codec_figures, config.host.codec));
+    // As firn eval names its rows.
+    const std::string codec =
+        config.host.codec == "kvtc" ? fmt::format("kvtc@{}", config.host.ratio) : config.host.codec;
+    FIRN_ASSIGN(const sim::CodecFigures figures, sim::load_codec_figures(arguments.codec_figures, codec));
     engine.codec_ratio = figures.ratio;
     engine.codec_bytes_per_s = figures.bytes_per_s * arguments.codec_threads;
-    engine.codec_source = fmt::format("{} of {}", config.host.codec, arguments.codec_figures);
+    engine.codec_source = fmt::format("{} of {}", codec, arguments.codec_figures);
   }
   return {};
 }

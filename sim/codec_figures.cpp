@@ -73,7 +73,8 @@ Result<CodecFigures> load_codec_figures(const std::string& file, const std::stri
     names += (names.empty() ? "" : ", ") + row.codec;
   }
   return Status(Code::kInvalidArgument,
-                fmt::format("{}: no bytes and seconds of codec \"{}\"; there are: {} (firn eval: not with --fast)",
+                fmt::format("{}: no bytes and seconds of codec \"{}\"; there are: {} (firn eval: not with --fast, and "
+                            "with a context long enough to have cold blocks)",
                             file, codec, names.empty() ? "none" : names));
 }
 

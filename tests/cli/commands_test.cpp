@@ -309,6 +309,9 @@ TEST(SimulateCommand, TakesMeasuredFiguresOfTheCodec) {
   EXPECT_EQ(eval["host_blocks"], assumed["host_blocks"].get<std::uint64_t>() * 3 / 2);
   EXPECT_NE(eval["codec_source"].get<std::string>().find(file.string()), std::string::npos);
   EXPECT_EQ(run_json(line + " --codec-threads 2 --codec-figures " + file.string())["codec_bytes_per_s"], 3e9);
+  std::ofstream(file) << R"([{"codec": "kvtc@8", "raw_bytes": 160, "frame_bytes": 10, "decode_cpu_s": 1}])";
+  const std::string kvtc = " --set host.codec=kvtc --set host.artefact=a --set host.ratio=8 --codec-figures ";
+  EXPECT_EQ(run_json(line + kvtc + file.string())["codec_ratio"], 16);
   std::ofstream(file) << R"({"benchmarks": [{"name": "BM_CodecDecode/codec:2/threads:1/process_time/real_time",
     "ratio": 1.25, "bytes_per_second": 4e9}]})";
   EXPECT_EQ(run_json(line + " --codec-figures " + file.string())["codec_ratio"], 1.25);
