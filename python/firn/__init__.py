@@ -1,0 +1,124 @@
+"""firn: the KV cache manager, in the words of its C++ interface (include/firn/manager.h is the manual).
+
+A step of an engine::
+
+    begun = manager.begin(tokens)                 # what of this prompt is already here?
+    manager.allocate(begun.seq, n)                # slots for the rest, all or nothing
+    for layer in range(layers):
+        manager.append(layer, rows, k, v)         # float32 arrays, not copied
+        manager.attend(layer, rows, q, out, query_heads=8, scale=0.125)
+    manager.commit(begun.seq, tokens)             # now others may share its full blocks
+    manager.free(begun.seq)
+
+Failures are exceptions: InvalidArgument (a ValueError), NoSpace, Unavailable, Corrupt, IoError; all are Error. Any thread
+may call; every call lets go of the interpreter's lock while it works.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Iterator, Mapping, Optional, Tuple, Union
+
+from . import _firn
+from ._firn import (  # noqa: F401
+    BLOCK_TOKENS,
+    NO_SLOT,
+    NULL_SLOT,
+    Begun,
+    BlockVerdict,
+    Corrupt,
+    CopyOrder,
+    Error,
+    Event,
+    EventBatch,
+    EventBlock,
+    EventSnapshot,
+    Explanation,
+    Fence,
+    Group,
+    InvalidArgument,
+    IoError,
+    KeyChain,
+    LeaseInfo,
+    Model,
+    NamespaceUsage,
+    NoSpace,
+    PinReport,
+    PoolResize,
+    PrefixMatch,
+    SlotInfo,
+    StepPlan,
+    StepRows,
+    Unavailable,
+    hash_bytes,
+    __version__,
+)
+
+
+def _flat(settings: Mapping[str, Any], section: str = "") -> Iterator[Tuple[str, str]]:
+    for key, value in settings.items():
+        name = f"{section}.{key}" if section else key
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        elif isinstance(value, bool):
+            yield name, "true" if value else "false"
+        else:
+            yield name, str(value)
+
+
+class Manager(_firn.Manager):
+    """The KV cache of one model.
+
+    config: a YAML file (docs/config.md), read with this process's FIRN_* variables; None: the settings alone.
+    settings: stronger than the file: Manager(model, device="none", pool={"budget": "16MiB"}).
+    clock: nanoseconds, for runs that can be replayed; it must not call the manager.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: Optional[Union[str, "os.PathLike[str]"]] = None,
+        *,
+        clock: Optional[Callable[[], int]] = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, None if config is None else os.fspath(config), list(_flat(settings)), clock)
+
+    @property
+    def pool(self) -> "BlockPool":
+        return BlockPool(self)
+
+
+class BlockPool:
+    """What is in the slots of a manager's pool. Slot 0 is the null block; 1 to len(pool) - 1 are handed out in order."""
+
+    null_block = NULL_SLOT
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def __len__(self) -> int:
+        return int(self._manager.stats()["slots_total"]) + 1
+
+    def free_order(self) -> "list[int]":
+        """The blocks that allocate() would take, the next one first: empty ones, then cached ones."""
+        return self._manager.reuse_order().tolist()
+
+    @property
+    def free_count(self) -> int:
+        return len(self._manager.reuse_order())
+
+    @property
+    def cached_count(self) -> int:
+        """Blocks that can be found by their key."""
+        return sum(self.key(block) is not None for block in range(1, len(self)))
+
+    def info(self, block: int) -> SlotInfo:
+        return self._manager.slot_info(block)
+
+    def references(self, block: int) -> int:
+        return self.info(block).references
+
+    def key(self, block: int) -> Optional[bytes]:
+        """The key of the block in this slot; None: it is empty, or not full yet."""
+        return self.info(block).key
