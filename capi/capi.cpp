@@ -48,7 +48,9 @@ static_assert(FIRN_BLOCK_TOKENS == firn::kBlockTokens && std::is_same_v<firn_tok
 static_assert(FIRN_IO == static_cast<int>(Code::kIo) && FIRN_UNAVAILABLE == static_cast<int>(Code::kUnavailable));
 static_assert(FIRN_FIDELITY_EXACT == static_cast<int>(firn::Fidelity::kExact) &&
               FIRN_FIDELITY_DERIVED == static_cast<int>(firn::Fidelity::kDerived));
-static_assert(FIRN_MISS_GROUP == static_cast<int>(firn::MissReason::kGroup));
+static_assert(FIRN_MISS_GROUP == static_cast<int>(firn::MissReason::kGroup) &&
+              FIRN_MISS_DEVICE_LOST == static_cast<int>(firn::MissReason::kDeviceLost) &&
+              FIRN_MISS_DEVICE_LOST + 1 == static_cast<int>(firn::MissReason::kCount));
 static_assert(FIRN_MISS_DEVICE_LOST == static_cast<int>(firn::MissReason::kDeviceLost));
 static_assert(FIRN_EVENT_CLEARED == static_cast<int>(firn::EventKind::kCleared) &&
               FIRN_EVENT_REMOVED == static_cast<int>(firn::EventKind::kRemoved));

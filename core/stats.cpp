@@ -57,6 +57,22 @@ void for_each_figure(const Stats& stats, Visit visit) {
   FIRN_FIGURE(allocations_refused);
   FIRN_FIGURE(admissions_refused);
   FIRN_FIGURE(preemptions);
+  FIRN_FIGURE(namespaces);
+  FIRN_FIGURE(leases);
+  FIRN_FIGURE(pinned_blocks);
+  FIRN_FIGURE(pinned_bytes);
+  FIRN_FIGURE(priorities_expired);
+  FIRN_FIGURE(pins_expired);
+  FIRN_FIGURE(leases_expired);
+  FIRN_FIGURE(retention_refused);
+  FIRN_FIGURE(family_evictions);
+  FIRN_FIGURE(load_failures);
+  FIRN_FIGURE(stores_filtered);
+  FIRN_FIGURE(ending_stored);
+  FIRN_FIGURE(ending_dropped);
+  FIRN_FIGURE(slots_cleared);
+  FIRN_FIGURE(events);
+  FIRN_FIGURE(events_lost);
 #undef FIRN_FIGURE
 }
 
