@@ -161,10 +161,62 @@ void BM_MatchPrefix(benchmark::State& state) {
 BENCHMARK(BM_MatchPrefix)
     ->ArgNames({"blocks", "others"})
     ->Args({300, 0})
-    ->Args({3000, 0})
+    ->Args({700, 0})
+    ->Args({1300, 0})
+    ->Args({2300, 0})
     ->Args({10'000, 0})
     ->Args({300, 1'000'000})
     ->Args({10'000, 1'000'000});
+
+// A further turn of a conversation whose sequence lives on: sixteen blocks behind so many, whatever those were. Beside
+// it what begin() takes to find the same prefix again after the sequence was freed.
+void BM_TurnOfLiveSequence(benchmark::State& state) {
+  const auto blocks = static_cast<std::uint32_t>(state.range(0));
+  constexpr std::uint32_t kTurn = 16;
+  const auto manager = bench_manager(blocks + 2 * kTurn);
+  const std::vector<TokenId> tokens = bench_tokens(blocks);
+  const auto turn = std::span(tokens).first(kTurn * kBlockTokens);
+  const auto begun = manager->begin(std::span(tokens).first(1));
+  FIRN_CHECK(begun.ok());
+  FIRN_CHECK(manager->allocate(begun->seq, blocks * kBlockTokens).ok());
+  FIRN_CHECK(manager->commit(begun->seq, std::span(tokens).first(blocks * kBlockTokens)).ok());
+  for (auto _ : state) {
+    FIRN_CHECK(manager->allocate(begun->seq, kTurn * kBlockTokens).ok());
+    FIRN_CHECK(manager->commit(begun->seq, turn).ok());
+    state.PauseTiming();
+    FIRN_CHECK(manager->rewind(begun->seq, blocks * kBlockTokens).ok());
+    state.ResumeTiming();
+  }
+  report_each(state, kTurn);
+}
+BENCHMARK(BM_TurnOfLiveSequence)->ArgName("blocks")->Arg(300)->Arg(10'000);
+
+void BM_TurnBegunAgain(benchmark::State& state) {
+  const auto blocks = static_cast<std::uint32_t>(state.range(0));
+  const auto manager = bench_manager(blocks + 16);
+  const std::vector<TokenId> tokens = bench_tokens(blocks);
+  const auto first = manager->begin(tokens);
+  FIRN_CHECK(first.ok());
+  FIRN_CHECK(manager->allocate(first->seq, blocks * kBlockTokens).ok());
+  FIRN_CHECK(manager->commit(first->seq, std::span(tokens).first(blocks * kBlockTokens)).ok());
+  FIRN_CHECK(manager->free(first->seq).ok());
+  for (auto _ : state) {
+    const auto begun = manager->begin(tokens);
+    FIRN_CHECK(begun.ok() && begun->match.tokens == blocks * kBlockTokens);
+    FIRN_CHECK(manager->free(begun->seq).ok());
+  }
+  report_each(state, blocks);
+}
+BENCHMARK(BM_TurnBegunAgain)->ArgName("blocks")->Arg(300)->Arg(10'000);
+
+// What a pool of so many blocks takes in firn's own tables, tokens aside.
+void BM_MetadataPerBlock(benchmark::State& state) {
+  const auto blocks = static_cast<std::uint32_t>(state.range(0));
+  const auto manager = bench_manager(blocks);
+  for (auto _ : state) benchmark::DoNotOptimize(manager->stats().metadata_bytes);
+  state.counters["bytes_per_block"] = static_cast<double>(manager->stats().metadata_bytes) / blocks;
+}
+BENCHMARK(BM_MetadataPerBlock)->ArgName("blocks")->Arg(1'000'000)->Iterations(1);
 
 // The index alone: keys that are known already, in an index with so many others.
 void BM_FindKeys(benchmark::State& state) {

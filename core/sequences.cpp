@@ -272,7 +272,8 @@ void ManagerImpl::find_partial(Found& found, std::span<const TokenId> tokens, co
     return next_key(chain, scope.extras, last, has, found.match.tokens);
   };
   std::uint32_t longest = 0;
-  partial_->for_each_after(last, [&](BlockId id) {
+  // First blocks hang under their namespace's root: how many there are elsewhere takes nobody's time.
+  partial_->for_each_after(last.is_zero() ? chain.root() : last, [&](BlockId id) {
     const std::span<const TokenId> has = partial_->tokens(id);
     std::uint32_t same = 0;
     while (same < std::min<std::size_t>(rest.size(), kBlockTokens) && has[same] == rest[same]) ++same;
@@ -826,7 +827,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
       block.parent = i == 0 ? BlockId::kNone : table.blocks[i - 1];
       index_->insert(table.blocks[i]);
       if (partial_ && index(block.page_set) == 0)
-        partial_->insert(table.blocks[i], before,
+        partial_->insert(table.blocks[i], before.is_zero() ? namespaces_[space].chain.root() : before,
                          std::span(seq->tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
       note_named(table.blocks[i], before);
     }
