@@ -227,6 +227,14 @@ Result<std::vector<double>> reals(const Json& object, const char* field, std::si
   return values;
 }
 
+// The guard compares errors with it: infinity would let everything pass.
+Result<float> error_bound(const Json& object, const char* field) {
+  FIRN_ASSIGN(const double value, real(object, field));
+  const float bound = static_cast<float>(value);
+  if (!std::isfinite(bound) || bound < 0) return corrupt(field, fmt::format("is {}, which bounds nothing", value));
+  return bound;
+}
+
 Result<ArtefactRate> read_rate(const Json& from, std::uint32_t layers) {
   if (!from.is_object()) return corrupt("rates", "are not objects");
   ArtefactRate rate;
@@ -235,9 +243,8 @@ Result<ArtefactRate> read_rate(const Json& from, std::uint32_t layers) {
   FIRN_ASSIGN(rate.realised_ratio, real(from, "realised_ratio"));
   FIRN_ASSIGN(rate.payload_bits, real(from, "payload_bits"));
   FIRN_ASSIGN(rate.target_bits, real(from, "target_bits"));
-  FIRN_ASSIGN(const double key_bound, real(from, "key_bound"));
-  FIRN_ASSIGN(const double value_bound, real(from, "value_bound"));
-  rate.bound = {static_cast<float>(key_bound), static_cast<float>(value_bound)};
+  FIRN_ASSIGN(rate.bound.keys, error_bound(from, "key_bound"));
+  FIRN_ASSIGN(rate.bound.values, error_bound(from, "value_bound"));
   FIRN_ASSIGN(rate.measured_tokens, number(from, "measured_tokens", 0, ~std::uint64_t{0} >> 1));
   rate.measured = rate.measured_tokens != 0;
   FIRN_ASSIGN(rate.mean_kld, real(from, "mean_kld"));

@@ -53,6 +53,26 @@ TEST(ArtefactFile, IsReadAsItWasWritten) {
   EXPECT_EQ(info.rates[1].key_errors.size(), 4u);
 }
 
+// Found by the fuzzer: a number that JSON can hold and a float cannot became infinity, and the guard let everything
+// pass.
+TEST(ArtefactFile, ABoundThatIsNoneIsCorrupt) {
+  for (const char* bound : {"1e39", "-0.5"}) {
+    Bytes file = toy_file();
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    const std::size_t at = text.find(':', text.find("key_bound")) + 1;
+    const std::size_t end = text.find_first_of(",}", at);
+    ASSERT_GT(end - at, 4u);
+    std::string padded(bound);
+    padded.resize(end - at, ' ');
+    std::memcpy(file.data() + at, padded.data(), padded.size());
+    reseal_artefact(file);
+    const auto read = parse_artefact(file);
+    ASSERT_FALSE(read.ok()) << bound;
+    EXPECT_EQ(read.status().code(), Code::kCorrupt);
+    EXPECT_NE(read.status().message().find("key_bound"), std::string::npos) << read.status().message();
+  }
+}
+
 TEST(ArtefactFile, EveryTruncationIsCorrupt) {
   const Bytes& file = toy_file();
   for (std::size_t n = 0; n < file.size(); n += n < 6000 ? 1 : 97) {
