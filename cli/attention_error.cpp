@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cli/session.h"
+#include "storage/calibration/extent_views.h"
 #include "storage/codec/lossy_kernels.h"
 
 namespace firn::cli {
@@ -13,22 +14,8 @@ constexpr std::uint32_t kExtentTokens = kMaxExtentBlocks * kBlockTokens;
 
 // A window's extent in the cache's type, [layer][keys, values][token][head][dim], and views of its blocks.
 struct ExtentBytes {
-  ExtentBytes(const GroupSpec& group) : bytes(group.layer_count * kExtentTokens * group.kv.token_bytes()) {
-    const auto k_row = static_cast<std::uint32_t>(group.kv.key_bytes());
-    const auto v_row = static_cast<std::uint32_t>(group.kv.value_bytes());
-    const std::uint32_t element = bytes_of(group.kv.dtype);
-    for (std::uint32_t layer = 0; layer < group.layer_count; ++layer)
-      for (std::uint32_t block = 0; block < kMaxExtentBlocks; ++block) {
-        std::byte* base = bytes.data() + std::size_t{layer} * kExtentTokens * (k_row + v_row);
-        views.push_back(
-            {.k = reinterpret_cast<DeviceAddress>(base + block * kBlockTokens * k_row),
-             .v = reinterpret_cast<DeviceAddress>(base + kExtentTokens * k_row + block * kBlockTokens * v_row),
-             .token_stride = k_row,
-             .head_stride = group.kv.head_dim * element,
-             .v_token_stride = v_row,
-             .v_head_stride = group.kv.value_dim * element});
-      }
-  }
+  explicit ExtentBytes(const GroupSpec& group)
+      : bytes(group.layer_count * kExtentTokens * group.kv.token_bytes()), views(extent_views(group, bytes.data())) {}
   std::vector<std::byte> bytes;
   std::vector<BlockView> views;
 };

@@ -1,4 +1,5 @@
 #include "storage/calibration/calibrator.h"
+#include "storage/calibration/extent_views.h"
 
 #include <fmt/format.h>
 
@@ -285,24 +286,6 @@ Status Calibrator::measure(Artefact& artefact, const Report& progress) {
   FIRN_ASSIGN(const std::shared_ptr<const Artefact> written, parse_artefact(file));
   const GroupSpec& group = model_.groups[0];
   const ExtentShape shape{.kv = group.kv, .layer_count = group.layer_count, .block_count = kMaxExtentBlocks};
-  const auto views_of = [&](std::vector<std::byte>& bytes) {
-    std::vector<BlockView> views;
-    const auto k_row = static_cast<std::uint32_t>(group.kv.key_bytes());
-    const auto v_row = static_cast<std::uint32_t>(group.kv.value_bytes());
-    const std::uint32_t element = bytes_of(group.kv.dtype);
-    for (std::uint32_t layer = 0; layer < group.layer_count; ++layer)
-      for (std::uint32_t block = 0; block < kMaxExtentBlocks; ++block) {
-        std::byte* base = bytes.data() + std::size_t{layer} * kExtentTokens * (k_row + v_row);
-        views.push_back(
-            {.k = reinterpret_cast<DeviceAddress>(base + block * kBlockTokens * k_row),
-             .v = reinterpret_cast<DeviceAddress>(base + kExtentTokens * k_row + block * kBlockTokens * v_row),
-             .token_stride = k_row,
-             .head_stride = group.kv.head_dim * element,
-             .v_token_stride = v_row,
-             .v_head_stride = group.kv.value_dim * element});
-      }
-    return views;
-  };
   for (std::size_t i = 0; i < artefact.plans.size(); ++i) {
     ArtefactRate& report = artefact.plans[i].report;
     FIRN_ASSIGN(const std::unique_ptr<Codec> codec, make_codec(CodecId::kKvtc, written, report.rate, model_));
@@ -320,7 +303,8 @@ Status Calibrator::measure(Artefact& artefact, const Report& progress) {
       FrameLabel label;
       label.first_position = extent.first_position;
       label.fidelity = Fidelity::kLossy;
-      const std::vector<BlockView> views = views_of(extent.bytes), targets = views_of(restored);
+      const std::vector<BlockView> views = extent_views(group, extent.bytes.data()),
+                                   targets = extent_views(group, restored.data());
       EncodeJob job{.shape = shape, .label = label, .views = views, .out = out, .bytes = 0, .status = {}};
       codec->encode({&job, 1}, &threads_);
       FIRN_TRY(job.status);

@@ -157,6 +157,16 @@ Config elastic(std::uint32_t slots, std::uint32_t most) {
 }
 std::uint64_t budget(std::uint32_t slots) { return slots * small_model().block_bytes(); }
 
+Config elastic_with_bytes() {
+  Config config;
+  config.device = "cpu";
+  config.threads = 1;
+  config.pool.budget_bytes = 6u << 20;
+  config.pool.max_budget_bytes = 16u << 20;
+  config.pool.max_step_tokens = 128;
+  return config;
+}
+
 TEST(Resize, NeedsAPoolThatWasMadeForIt) {
   const auto manager = make_manager(bookkeeping(11));
   const auto status = manager->resize_pool(budget(20)).status();
@@ -208,12 +218,7 @@ TEST(Resize, MovesWhatLiveSequencesHold) {
 // With bytes: what a sequence attends is the same before and after its blocks have moved, and memory follows the
 // budget.
 TEST(Resize, BytesMoveWithTheirBlocks) {
-  Config config;
-  config.device = "cpu";
-  config.threads = 1;
-  config.pool.budget_bytes = 6u << 20;
-  config.pool.max_budget_bytes = 16u << 20;
-  config.pool.max_step_tokens = 128;
+  Config config = elastic_with_bytes();
   config.host.budget_bytes = 16u << 20;
   config.mover.worker = false;
   const auto manager = make_manager(config);
@@ -257,13 +262,7 @@ TEST(Resize, BytesMoveWithTheirBlocks) {
 
 // Memory that is refused for the second of several chunks leaves the pool as it was.
 TEST(Resize, AGrowthThatIsRefusedChangesNothing) {
-  Config config;
-  config.device = "cpu";
-  config.threads = 1;
-  config.pool.budget_bytes = 6u << 20;
-  config.pool.max_budget_bytes = 16u << 20;
-  config.pool.max_step_tokens = 128;
-  const auto manager = make_manager(config);
+  const auto manager = make_manager(elastic_with_bytes());
   const Stats before = manager->stats();
   ManagerTestPeer::ledger(*manager).fail_charge(2);
   const auto refused = manager->resize_pool(16u << 20);
