@@ -12,7 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "core/base/check.h"
 #include "storage/codec/bytes.h"
+#include "storage/codec/coded_sections.h"
+#include "storage/codec/integer_codec.h"
 #include "storage/codec/layer_codec.h"
 #include "storage/codec/lossy_kernels.h"
 
@@ -98,7 +101,78 @@ Status corrupt(std::string_view what) { return Status(Code::kCorrupt, std::strin
 
 }  // namespace
 
-class IntegerCodec final : public LayerCodec {
+bool code_integers(const TensorRows& rows, const IntegerTensor& tensor, std::span<std::byte> out, IntegerSums& sums,
+                   std::span<float> head_sums) {
+  const TensorShape& shape = rows.shape;
+  const Layout layout(shape, tensor.bits);
+  std::vector<float> values(shape.elements());
+  rows.for_each_piece([&](const std::byte* piece, std::size_t element, std::size_t count) {
+    lossy::load(shape.dtype, piece, count, values.data() + element);
+  });
+  sums = {.energy = lossy::energy(values.data(), values.size())};
+  const std::size_t width = mixed_width(layout.dim);
+  if (tensor.mix) lossy::hadamard(values.data(), width, values.size() / width);
+  std::vector<std::int8_t> codes(layout.dim);
+  std::vector<float> decoded(layout.dim);
+  std::byte* scales = out.data();
+  std::byte* packed = out.data() + layout.scale_bytes();
+  bool scaled = true;
+  for (std::size_t head = 0; head < layout.head_count; ++head) {
+    const float* row = values.data() + head * layout.dim;
+    bool head_scaled = true;
+    for (std::size_t at = 0; at < layout.dim; at += kBlockValues, scales += 2) {
+      const std::size_t count = std::min(kBlockValues, layout.dim - at);
+      std::uint16_t scale = 0;
+      head_scaled = quantise(row + at, count, layout.bits, scale, codes.data() + at) && head_scaled;
+      if (!head_scaled && head_sums.empty()) return false;
+      store_le(scales, scale);
+      dequantise(codes.data() + at, count, lossy::from_f16(scale), decoded.data() + at);
+    }
+    const double error = lossy::distance(row, decoded.data(), layout.dim);  // the transform keeps distances
+    sums.error_energy += error;
+    if (!head_sums.empty()) {
+      head_sums[2 * head] = head_scaled ? static_cast<float>(error) : -1.0f;
+      head_sums[2 * head + 1] = head_scaled ? static_cast<float>(lossy::energy(row, layout.dim)) : 0.0f;
+    }
+    scaled = scaled && head_scaled;
+    pack_codes(codes.data(), layout.dim, layout.bits, packed);
+    packed += layout.head_bytes;
+  }
+  return scaled;
+}
+
+Status check_integers(const TensorShape& shape, std::uint32_t bits, std::span<const std::byte> payload) {
+  const Layout layout(shape, bits);
+  if (payload.size() != layout.bytes())
+    return corrupt(fmt::format("codes are {} bytes, not {}", payload.size(), layout.bytes()));
+  for (std::size_t at = 0; at < layout.scale_bytes(); at += 2)
+    if (!std::isfinite(lossy::from_f16(load_le<std::uint16_t>(payload.data() + at))))
+      return corrupt("a scale is no finite number");
+  return {};
+}
+
+void decode_integers(std::span<const std::byte> payload, const IntegerTensor& tensor, const TensorRows& rows) {
+  const TensorShape& shape = rows.shape;
+  const Layout layout(shape, tensor.bits);
+  const std::size_t width = mixed_width(layout.dim);
+  std::vector<float> values(layout.head_count * layout.dim);
+  std::vector<std::int8_t> codes(layout.dim);
+  const std::byte* scales = payload.data();
+  const std::byte* packed = payload.data() + layout.scale_bytes();
+  for (std::size_t head = 0; head < layout.head_count; ++head, packed += layout.head_bytes) {
+    unpack_codes(packed, layout.dim, layout.bits, codes.data());
+    float* row = values.data() + head * layout.dim;
+    for (std::size_t at = 0; at < layout.dim; at += kBlockValues, scales += 2)
+      dequantise(codes.data() + at, std::min(kBlockValues, layout.dim - at),
+                 lossy::from_f16(load_le<std::uint16_t>(scales)), row + at);
+  }
+  if (tensor.mix) lossy::hadamard(values.data(), width, values.size() / width);
+  rows.for_each_piece([&](std::byte* piece, std::size_t element, std::size_t count) {
+    lossy::store(shape.dtype, values.data() + element, count, piece);
+  });
+}
+
+class IntegerCodec final : public LayerCodec, public SectionCodec {
  public:
   explicit IntegerCodec(const IntegerCoding& coding) : coding_(coding) {}
   CodecId id() const override { return coding_.key_bits == 8 ? CodecId::kQ8 : CodecId::kQ4; }
@@ -109,82 +183,78 @@ class IntegerCodec final : public LayerCodec {
     return std::size_t{2} * shape.block_count * kBlockTokens * shape.kv.kv_heads *
            std::max(shape.kv.head_dim, shape.kv.value_dim) * sizeof(float);
   }
+  void seal(EncodeJob& job, std::span<const CodedSection> sections) const override;
+  Result<std::vector<OpenedSection>> open(const DecodeJob& job) const override;
 
  private:
   Encoded encode_section(const TensorRows& rows, std::span<std::byte> out) const override;
   Status decode_section(std::uint8_t coding, std::span<const std::byte> payload, const TensorRows& rows) const override;
-  std::uint32_t bits(const TensorRows& rows) const { return rows.values ? coding_.value_bits : coding_.key_bits; }
-  bool mixes(const TensorRows& rows) const { return rows.values ? coding_.mix_values : coding_.mix_keys; }
+  Status check_payload(std::uint8_t coding, std::span<const std::byte> payload, const TensorRows& rows) const;
+  IntegerTensor tensor(const TensorRows& rows) const {
+    return rows.values ? IntegerTensor{coding_.value_bits, coding_.mix_values}
+                       : IntegerTensor{coding_.key_bits, coding_.mix_keys};
+  }
+  static std::uint8_t coding_of(std::uint32_t bits) { return bits == 8 ? kInteger8 : kInteger4; }
 
   IntegerCoding coding_;
 };
 
 LayerCodec::Encoded IntegerCodec::encode_section(const TensorRows& rows, std::span<std::byte> out) const {
-  const TensorShape& shape = rows.shape;
-  const Layout layout(shape, bits(rows));
-  const auto stored = [&]() -> Encoded {
+  const IntegerTensor how = tensor(rows);
+  const std::size_t bytes = Layout(rows.shape, how.bits).bytes();
+  IntegerSums sums;
+  if (bytes >= out.size() || !code_integers(rows, how, out.first(bytes), sums)) {
     gather(rows, out);
     return {kStored, out.size()};
-  };
-  if (layout.bytes() >= out.size()) return stored();
-  const Dtype dtype = shape.dtype;
-  std::vector<float> values(shape.elements());
-  rows.for_each_piece([&](const std::byte* piece, std::size_t element, std::size_t count) {
-    lossy::load(dtype, piece, count, values.data() + element);
-  });
-  Encoded encoded{.coding = layout.bits == 8 ? kInteger8 : kInteger4, .bytes = layout.bytes()};
-  encoded.energy = lossy::energy(values.data(), values.size());
-  const std::size_t width = mixed_width(layout.dim);
-  if (mixes(rows)) lossy::hadamard(values.data(), width, values.size() / width);
-  std::vector<std::int8_t> codes(layout.dim);
-  std::vector<float> decoded(layout.dim);
-  std::byte* scales = out.data();
-  std::byte* packed = out.data() + layout.scale_bytes();
-  for (std::size_t head = 0; head < layout.head_count; ++head) {
-    const float* row = values.data() + head * layout.dim;
-    for (std::size_t at = 0; at < layout.dim; at += kBlockValues, scales += 2) {
-      const std::size_t count = std::min(kBlockValues, layout.dim - at);
-      std::uint16_t scale = 0;
-      if (!quantise(row + at, count, layout.bits, scale, codes.data() + at)) return stored();
-      store_le(scales, scale);
-      dequantise(codes.data() + at, count, lossy::from_f16(scale), decoded.data() + at);
-    }
-    encoded.error_energy += lossy::distance(row, decoded.data(), layout.dim);  // the transform keeps distances
-    pack_codes(codes.data(), layout.dim, layout.bits, packed);
-    packed += layout.head_bytes;
   }
-  return encoded;
+  return {coding_of(how.bits), bytes, sums.error_energy, sums.energy};
+}
+
+Status IntegerCodec::check_payload(std::uint8_t coding, std::span<const std::byte> payload,
+                                   const TensorRows& rows) const {
+  const std::uint32_t bits = tensor(rows).bits;
+  if (coding == kStored) {
+    if (payload.size() != rows.shape.bytes()) return corrupt("stored elements are of another size");
+    return {};
+  }
+  if (coding != coding_of(bits)) return corrupt(fmt::format("coding is {}, not 0 or {}", coding, coding_of(bits)));
+  return check_integers(rows.shape, bits, payload);
 }
 
 Status IntegerCodec::decode_section(std::uint8_t coding, std::span<const std::byte> payload,
                                     const TensorRows& rows) const {
   if (coding == kStored) return scatter(payload, rows);
-  const TensorShape& shape = rows.shape;
-  const Layout layout(shape, bits(rows));
-  const unsigned expected = layout.bits == 8 ? kInteger8 : kInteger4;
-  if (coding != expected) return corrupt(fmt::format("coding is {}, not 0 or {}", coding, expected));
-  if (payload.size() != layout.bytes())
-    return corrupt(fmt::format("codes are {} bytes, not {}", payload.size(), layout.bytes()));
-  const Dtype dtype = shape.dtype;
-  const std::size_t width = mixed_width(layout.dim);
-  std::vector<float> values(layout.head_count * layout.dim);
-  std::vector<std::int8_t> codes(layout.dim);
-  const std::byte* scales = payload.data();
-  const std::byte* packed = payload.data() + layout.scale_bytes();
-  for (std::size_t head = 0; head < layout.head_count; ++head, packed += layout.head_bytes) {
-    unpack_codes(packed, layout.dim, layout.bits, codes.data());
-    float* row = values.data() + head * layout.dim;
-    for (std::size_t at = 0; at < layout.dim; at += kBlockValues, scales += 2) {
-      const float scale = lossy::from_f16(load_le<std::uint16_t>(scales));
-      if (!std::isfinite(scale)) return corrupt("a scale is no finite number");
-      dequantise(codes.data() + at, std::min(kBlockValues, layout.dim - at), scale, row + at);
-    }
-  }
-  if (mixes(rows)) lossy::hadamard(values.data(), width, values.size() / width);
-  rows.for_each_piece([&](std::byte* piece, std::size_t element, std::size_t count) {
-    lossy::store(dtype, values.data() + element, count, piece);
-  });
+  FIRN_TRY(check_payload(coding, payload, rows));
+  decode_integers(payload, tensor(rows), rows);
   return {};
+}
+
+void IntegerCodec::seal(EncodeJob& job, std::span<const CodedSection> sections) const {
+  FIRN_CHECK(sections.size() == 2 * job.shape.layer_count);
+  encode_with({&job, 1}, nullptr, [&](std::uint32_t i, const TensorRows& rows, std::span<std::byte> out) -> Encoded {
+    const CodedSection& section = sections[i];
+    if (section.stored || section.payload.size() >= out.size()) {
+      gather(rows, out);
+      return {kStored, out.size()};
+    }
+    const std::uint32_t bits = tensor(rows).bits;
+    FIRN_CHECK(section.payload.size() == Layout(rows.shape, bits).bytes());
+    std::memcpy(out.data(), section.payload.data(), section.payload.size());
+    return {coding_of(bits), section.payload.size(), section.error_energy, section.energy};
+  });
+}
+
+Result<std::vector<OpenedSection>> IntegerCodec::open(const DecodeJob& wanted) const {
+  DecodeJob job = wanted;
+  std::vector<OpenedSection> opened;
+  decode_with({&job, 1}, nullptr,
+              [&](std::uint32_t i, std::uint8_t coding, std::span<const std::byte> payload, const TensorRows& rows) {
+                const Status status = check_payload(coding, payload, rows);
+                if (status.ok()) opened.push_back({i, coding == kStored, {payload.begin(), payload.end()}});
+                return status;
+              });
+  FIRN_TRY(job.status);
+  return opened;
 }
 
 Result<std::unique_ptr<Codec>> make_integer_codec(const IntegerCoding& coding) {

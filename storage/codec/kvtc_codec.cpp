@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <ctime>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/base/check.h"
 #include "storage/codec/bytes.h"
 #include "storage/codec/codec_calls.h"
+#include "storage/codec/coded_sections.h"
 #include "storage/codec/entropy.h"
 #include "storage/codec/lossy_kernels.h"
 #include "storage/codec/rotation.h"
@@ -168,7 +170,20 @@ Status unpack_coefficients(const StackPlan& plan, std::span<const std::byte> fro
   return {};
 }
 
-class KvtcCodec final : public Codec {
+namespace {
+Status check_scales(const StackPlan& plan, std::span<const std::byte> from, std::size_t tokens) {
+  const std::byte* at = from.data();
+  for (const Group& group : plan) {
+    if (group.bits != 0)
+      for (std::size_t t = 0; t < tokens; ++t)
+        if (!get_scale(at, tokens, t).finite()) return corrupt("a shift or scale is no finite number");
+    at += group_bytes(group, tokens);
+  }
+  return {};
+}
+}  // namespace
+
+class KvtcCodec final : public Codec, public SectionCodec {
  public:
   KvtcCodec(std::shared_ptr<const Artefact> artefact, const KvtcPlan& plan, KeyRotation rotation, EntropyCoder entropy)
       : artefact_(std::move(artefact)), plan_(plan), rotation_(std::move(rotation)), entropy_(entropy) {}
@@ -184,6 +199,8 @@ class KvtcCodec final : public Codec {
   void encode(std::span<EncodeJob> jobs, ThreadPool* threads) const override;
   void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const override { decode_in(jobs, threads, nullptr); }
   void decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTimes* times) const;
+  void seal(EncodeJob& job, std::span<const CodedSection> sections) const override;
+  Result<std::vector<OpenedSection>> open(const DecodeJob& job) const override;
 
  private:
   // Sections: keys of stack 0, values of stack 0, keys of stack 1, ...
@@ -206,11 +223,18 @@ class KvtcCodec final : public Codec {
   Status check_entry(const SectionEntry& entry, const ExtentShape& shape, Part p) const;
   void encode_one(EncodeJob& job, ThreadPool* threads) const;
   struct Coded;
+  using Coder = std::function<void(std::size_t section, std::span<std::byte> place, Coded& coded)>;
+  void write_frame(EncodeJob& job, ThreadPool* threads, const Coder& code) const;
   void code_section(const EncodeJob& job, Part p, const std::vector<float>& x, const std::vector<float>& coefficients,
                     std::span<std::byte> place, Coded& coded) const;
+  void store_section(const EncodeJob& job, Part p, std::span<std::byte> place, Coded& coded) const;
+  void place_codes(std::span<const std::byte> codes, std::span<std::byte> place, Coded& coded) const;
   void load_layer(const EncodeJob& job, std::uint32_t layer, bool values, const KeyRotation::Angles& angles,
                   std::vector<float>& x) const;
   struct Opened;
+  Status open_frame(const DecodeJob& job, std::optional<FrameView>& out) const;
+  Status inflate_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out,
+                         std::vector<std::byte>& codes) const;
   Status open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out, KvtcTimes* times) const;
   Status restore_layer(const DecodeJob& job, std::uint32_t layer, bool values, const Opened& section,
                        const KeyRotation::Angles& angles, KvtcTimes* times) const;
@@ -274,28 +298,34 @@ void KvtcCodec::code_section(const EncodeJob& job, Part p, const std::vector<flo
   const std::size_t tokens = std::size_t{job.shape.block_count} * kBlockTokens;
   const std::uint64_t raw = raw_bytes(job.shape, p);
   const std::size_t kept = plan_components(plan(p)), packed = packed_bytes(plan(p), tokens);
-  SectionEntry& entry = coded.entry;
   coded.energy = lossy::energy(x.data(), x.size());
-  const auto store = [&] {
-    const std::uint32_t first = basis(p).first_layer;
-    const std::size_t layer_bytes = tensor_shape(job.shape, p.values).bytes();
-    for (std::uint32_t i = 0; i < basis(p).layer_count; ++i)
-      gather({.shape = tensor_shape(job.shape, p.values),
-              .views = job.views.subspan(std::size_t{first + i} * job.shape.block_count, job.shape.block_count),
-              .values = p.values},
-             place.subspan(i * layer_bytes, layer_bytes));
-    entry.coding = kStored;
-    entry.encoded_bytes = raw;
-    if (!std::isfinite(coded.energy)) coded.energy = 0;
-  };
   std::vector<float> decoded(coefficients.size());
   std::vector<std::byte> codes(packed);
   if (packed >= raw || !std::isfinite(coded.energy) ||
       !pack_coefficients(plan(p), coefficients.data(), kept, tokens, codes, decoded.data()))
-    return store();
+    return store_section(job, p, place, coded);
   // The basis is orthonormal but for its rounding, so what is left out is what the coefficients lack in energy.
   coded.error = std::max(0.0, coded.energy - lossy::energy(coefficients.data(), coefficients.size())) +
                 lossy::distance(coefficients.data(), decoded.data(), coefficients.size());
+  place_codes(codes, place, coded);
+}
+
+void KvtcCodec::store_section(const EncodeJob& job, Part p, std::span<std::byte> place, Coded& coded) const {
+  const std::uint32_t first = basis(p).first_layer;
+  const std::size_t layer_bytes = tensor_shape(job.shape, p.values).bytes();
+  for (std::uint32_t i = 0; i < basis(p).layer_count; ++i)
+    gather({.shape = tensor_shape(job.shape, p.values),
+            .views = job.views.subspan(std::size_t{first + i} * job.shape.block_count, job.shape.block_count),
+            .values = p.values},
+           place.subspan(i * layer_bytes, layer_bytes));
+  coded.entry.coding = kStored;
+  coded.entry.encoded_bytes = raw_bytes(job.shape, p);
+  if (!std::isfinite(coded.energy)) coded.energy = 0;
+}
+
+void KvtcCodec::place_codes(std::span<const std::byte> codes, std::span<std::byte> place, Coded& coded) const {
+  SectionEntry& entry = coded.entry;
+  const std::size_t packed = codes.size();
   const std::size_t bytes = entropy_encode(entropy_, codes, place.first(std::min<std::size_t>(packed, place.size())));
   entry.coding = entropy_ == EntropyCoder::kZstd ? kZstd : kDeflated;
   entry.encoded_bytes = bytes;
@@ -344,6 +374,13 @@ void KvtcCodec::encode_one(EncodeJob& job, ThreadPool* threads) const {
                     .c = coefficients[slice.section].data() + slice.first,
                     .c_stride = kept});
   });
+  write_frame(job, threads, [&](std::size_t i, std::span<std::byte> place, Coded& coded) {
+    code_section(job, part(i), x[i], coefficients[i], place, coded);
+  });
+}
+
+void KvtcCodec::write_frame(EncodeJob& job, ThreadPool* threads, const Coder& code) const {
+  const std::size_t sections = 2 * stacks();
   std::vector<Coded> coded(sections);
   std::vector<std::uint64_t> offsets(sections + 1, frame_head_bytes(static_cast<std::uint32_t>(sections)));
   for (std::size_t i = 0; i < sections; ++i) offsets[i + 1] = offsets[i] + align_frame(raw_bytes(job.shape, part(i)));
@@ -356,7 +393,7 @@ void KvtcCodec::encode_one(EncodeJob& job, ThreadPool* threads) const {
                       .offset = offsets[i],
                       .raw_bytes = raw_bytes(job.shape, p)};
     const std::span<std::byte> place = job.out.subspan(offsets[i], offsets[i + 1] - offsets[i]);
-    code_section(job, p, x[i], coefficients[i], place, coded[i]);
+    code(i, place, coded[i]);
     SectionEntry& entry = coded[i].entry;
     const std::span<std::byte> padded = place.first(align_frame(entry.encoded_bytes));
     std::fill(padded.begin() + static_cast<std::ptrdiff_t>(entry.encoded_bytes), padded.end(), std::byte{0});
@@ -383,6 +420,24 @@ void KvtcCodec::encode_one(EncodeJob& job, ThreadPool* threads) const {
   header.key_error = job.key_error = relative(0);
   header.value_error = job.value_error = relative(1);
   job.bytes = finish_frame(header, entries, job.out);
+}
+
+void KvtcCodec::seal(EncodeJob& job, std::span<const CodedSection> sections) const {
+  FIRN_CHECK(sections.size() == 2 * stacks());
+  job.bytes = 0;
+  job.status = check_extent(job.shape);
+  if (job.status.ok()) job.status = check_encode(job, *this, bound(job.shape));
+  if (!job.status.ok()) return;
+  const std::size_t tokens = std::size_t{job.shape.block_count} * kBlockTokens;
+  write_frame(job, nullptr, [&](std::size_t i, std::span<std::byte> place, Coded& coded) {
+    const CodedSection& section = sections[i];
+    coded.energy = section.energy;
+    if (section.stored || packed_bytes(plan(part(i)), tokens) >= raw_bytes(job.shape, part(i)))
+      return store_section(job, part(i), place, coded);
+    FIRN_CHECK(section.payload.size() == packed_bytes(plan(part(i)), tokens));
+    coded.error = section.error_energy;
+    place_codes(section.payload, place, coded);
+  });
 }
 
 void KvtcCodec::encode(std::span<EncodeJob> jobs, ThreadPool* threads) const {
@@ -425,9 +480,16 @@ Status KvtcCodec::check_entry(const SectionEntry& entry, const ExtentShape& shap
   return {};
 }
 
-Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out,
-                               KvtcTimes* times) const {
-  Stopwatch watch(times);
+Status KvtcCodec::open_frame(const DecodeJob& job, std::optional<FrameView>& out) const {
+  FIRN_TRY(check_decode(job));
+  FIRN_TRY(check_extent(job.shape));
+  FIRN_ASSIGN(out, FrameView::open(job.frame));
+  return check_frame(out->header(), job);
+}
+
+// The stored elements, or codes as they were before the entropy stage.
+Status KvtcCodec::inflate_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out,
+                                  std::vector<std::byte>& codes) const {
   const auto section = 2 * p.stack + (p.values ? 1 : 0);
   const SectionEntry entry = frame.section(section);
   FIRN_TRY(check_entry(entry, job.shape, p));
@@ -439,18 +501,47 @@ Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Par
     return {};
   }
   if (entry.coding > kPacked) return corrupt(fmt::format("coding is {}, not 0 to {}", entry.coding, kPacked));
-  const std::size_t tokens = std::size_t{job.shape.block_count} * kBlockTokens;
-  std::vector<std::byte> codes(packed_bytes(plan(p), tokens));
+  codes.resize(packed_bytes(plan(p), std::size_t{job.shape.block_count} * kBlockTokens));
   const EntropyCoder coder = entry.coding == kDeflated ? EntropyCoder::kDeflate
                              : entry.coding == kZstd   ? EntropyCoder::kZstd
                                                        : EntropyCoder::kNone;
-  FIRN_TRY(entropy_decode(coder, payload, codes));
+  return entropy_decode(coder, payload, codes);
+}
+
+Status KvtcCodec::open_section(const DecodeJob& job, const FrameView& frame, Part p, Opened& out,
+                               KvtcTimes* times) const {
+  Stopwatch watch(times);
+  std::vector<std::byte> codes;
+  FIRN_TRY(inflate_section(job, frame, p, out, codes));
+  if (out.coding == kStored) return {};
   watch.lap(&KvtcTimes::entropy_s);
+  const std::size_t tokens = std::size_t{job.shape.block_count} * kBlockTokens;
   const std::size_t kept = plan_components(plan(p));
   out.coefficients.resize(tokens * kept);
   const Status unpacked = unpack_coefficients(plan(p), codes, tokens, kept, out.coefficients.data());
   watch.lap(&KvtcTimes::unpack_s);
   return unpacked;
+}
+
+Result<std::vector<OpenedSection>> KvtcCodec::open(const DecodeJob& job) const {
+  std::optional<FrameView> frame;
+  FIRN_TRY(open_frame(job, frame));
+  std::vector<OpenedSection> opened;
+  if (job.layer_count == 0) return opened;
+  for (std::uint32_t stack = stack_of(job.layer); stack <= stack_of(job.layer + job.layer_count - 1); ++stack)
+    for (const bool values : {false, true}) {
+      const Part p{stack, values};
+      const std::uint32_t section = 2 * stack + (values ? 1 : 0);
+      Opened out;
+      std::vector<std::byte> codes;
+      Status status = inflate_section(job, *frame, p, out, codes);
+      if (status.ok() && out.coding != kStored)
+        status = check_scales(plan(p), codes, std::size_t{job.shape.block_count} * kBlockTokens);
+      if (!status.ok()) return status.with_context(fmt::format("section {}", section));
+      if (out.coding == kStored) codes.assign(out.stored.begin(), out.stored.end());
+      opened.push_back({section, out.coding == kStored, std::move(codes)});
+    }
+  return opened;
 }
 
 Status KvtcCodec::restore_layer(const DecodeJob& job, std::uint32_t layer, bool values, const Opened& section,
@@ -507,16 +598,10 @@ void KvtcCodec::decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTi
     const std::span<DecodeJob> some = jobs.subspan(base, std::min(kJobsAtATime, jobs.size() - base));
     std::vector<std::optional<FrameView>> frames(some.size());
     std::vector<KeyRotation::Angles> angles(some.size());
-    const auto open = [&](DecodeJob& job, std::optional<FrameView>& out) -> Status {
-      FIRN_TRY(check_decode(job));
-      FIRN_TRY(check_extent(job.shape));
-      FIRN_ASSIGN(out, FrameView::open(job.frame));
-      return check_frame(out->header(), job);
-    };
     TaskMap sections(some.size()), layers(some.size());
     for (std::size_t j = 0; j < some.size(); ++j) {
       DecodeJob& job = some[j];
-      job.status = open(job, frames[j]);
+      job.status = open_frame(job, frames[j]);
       const bool wanted = job.status.ok() && job.layer_count != 0 &&
                           std::any_of(job.views.begin(), job.views.end(), [](const BlockView& v) { return v.k != 0; });
       if (wanted) angles[j] = rotation_.angles(job.label.first_position, job.shape.block_count * kBlockTokens);

@@ -64,6 +64,12 @@ std::size_t LayerCodec::bound(const ExtentShape& shape) const {
 }
 
 void LayerCodec::encode(std::span<EncodeJob> jobs, ThreadPool* threads) const {
+  encode_with(jobs, threads, [this](std::uint32_t, const TensorRows& rows, std::span<std::byte> out) {
+    return encode_section(rows, out);
+  });
+}
+
+void LayerCodec::encode_with(std::span<EncodeJob> jobs, ThreadPool* threads, const Coder& code) const {
   TaskMap tasks(jobs.size());
   for (EncodeJob& job : jobs) {
     job.bytes = 0;
@@ -87,7 +93,7 @@ void LayerCodec::encode(std::span<EncodeJob> jobs, ThreadPool* threads) const {
     entry.offset = frame_head_bytes(kTensors * job.shape.layer_count) + layer * (key_bytes + value_bytes) +
                    (rows.values ? key_bytes : 0);
     const std::span<std::byte> place = job.out.subspan(entry.offset, align_frame(entry.raw_bytes));
-    const Encoded encoded = encode_section(rows, place.first(entry.raw_bytes));
+    const Encoded encoded = code(section, rows, place.first(entry.raw_bytes));
     const std::span<std::byte> padded = place.first(align_frame(encoded.bytes));
     std::fill(padded.begin() + static_cast<std::ptrdiff_t>(encoded.bytes), padded.end(), std::byte{0});
     entry.coding = encoded.coding;
@@ -121,6 +127,13 @@ void LayerCodec::encode(std::span<EncodeJob> jobs, ThreadPool* threads) const {
 }
 
 void LayerCodec::decode(std::span<DecodeJob> jobs, ThreadPool* threads) const {
+  decode_with(jobs, threads,
+              [this](std::uint32_t, std::uint8_t coding, std::span<const std::byte> payload, const TensorRows& rows) {
+                return decode_section(coding, payload, rows);
+              });
+}
+
+void LayerCodec::decode_with(std::span<DecodeJob> jobs, ThreadPool* threads, const Reader& read) const {
   TaskMap tasks(jobs.size());
   std::vector<std::optional<FrameView>> frames(jobs.size());
   const auto open = [&](DecodeJob& job, std::optional<FrameView>& out) -> Status {
@@ -146,7 +159,7 @@ void LayerCodec::decode(std::span<DecodeJob> jobs, ThreadPool* threads) const {
     Status status = check_entry(entry, expected_entry(job.shape, section));
     if (status.ok()) {
       FIRN_ASSIGN(const std::span<const std::byte> payload, frames[j]->payload(section));
-      status = decode_section(entry.coding, payload, rows);
+      status = read(section, entry.coding, payload, rows);
     }
     return status.ok() ? status : status.with_context(fmt::format("section {}", section));
   };

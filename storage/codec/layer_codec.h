@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -27,6 +28,12 @@ class LayerCodec : public Codec {
     std::size_t bytes = 0;
     double error_energy = 0, energy = 0;  // squares summed: of what decoding will change, and of what there was
   };
+  // Codes one section, or takes what is coded already, into out; looks at one section's payload.
+  using Coder = std::function<Encoded(std::uint32_t section, const TensorRows& rows, std::span<std::byte> out)>;
+  using Reader = std::function<Status(std::uint32_t section, std::uint8_t coding, std::span<const std::byte> payload,
+                                      const TensorRows& rows)>;
+  void encode_with(std::span<EncodeJob> jobs, ThreadPool* threads, const Coder& code) const;
+  void decode_with(std::span<DecodeJob> jobs, ThreadPool* threads, const Reader& read) const;
 
  private:
   // out holds rows.shape.bytes() bytes, and no section is larger. Threads: several at once.
