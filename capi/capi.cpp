@@ -127,6 +127,12 @@ struct Head {
   std::uint32_t struct_size, struct_version;
 };
 
+// What a struct had in the first version of this header: programs built with that one go on working.
+template <class T>
+constexpr std::size_t kFirstSize = sizeof(T);
+template <>
+constexpr std::size_t kFirstSize<firn_begin_params> = offsetof(firn_begin_params, adapter);
+
 template <class T>
 Status check_head(const T* given, const char* name) {
   Head head;
@@ -134,22 +140,25 @@ Status check_head(const T* given, const char* name) {
   if (head.struct_version != FIRN_STRUCT_VERSION)
     return invalid(
         fmt::format("{}: struct_version is {}, this library knows {}", name, head.struct_version, FIRN_STRUCT_VERSION));
-  if (head.struct_size < sizeof(T) || head.struct_size > 65536)
+  if (head.struct_size < kFirstSize<T> || head.struct_size > 65536)
     return invalid(
         fmt::format("{}: struct_size is {}, a {} of this version has {}", name, head.struct_size, name, sizeof(T)));
   return {};
 }
 
-// Parameters as this library knows them. Of a longer struct the rest must be zero: it asks for nothing that is not
-// known here. (Shorter structs begin with the first version that adds a field.)
+// Parameters as this library knows them: a shorter struct takes defaults for the rest. Of a longer one the rest must be
+// zero: it asks for nothing that is not known here.
 template <class T>
 Result<T> read_params(const T* given, const T& defaults, const char* name) {
   if (!given) return defaults;
   FIRN_TRY(check_head(given, name));
-  T params;
-  std::memcpy(&params, given, sizeof(T));
+  Head head;
+  std::memcpy(&head, given, sizeof(head));
+  T params = defaults;
+  std::memcpy(&params, given, std::min<std::size_t>(sizeof(T), head.struct_size));
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  if (std::any_of(bytes + sizeof(T), bytes + params.struct_size, [](unsigned char byte) { return byte != 0; }))
+  if (head.struct_size > sizeof(T) &&
+      std::any_of(bytes + sizeof(T), bytes + head.struct_size, [](unsigned char byte) { return byte != 0; }))
     return invalid(fmt::format("{}: of a newer version, and asks for what this library does not know", name));
   return params;
 }
@@ -168,12 +177,12 @@ template <class T>
 firn_code write_defaults(T* params, std::size_t size, T defaults, const char* name) noexcept {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{params, "params"}}));
-    if (size < sizeof(T) || size > 65536)
+    if (size < kFirstSize<T> || size > 65536)
       return invalid(fmt::format("{}: its size is {}, a {} of this version has {}", name, size, name, sizeof(T)));
     std::memset(params, 0, size);
     defaults.struct_size = static_cast<std::uint32_t>(size);
     defaults.struct_version = FIRN_STRUCT_VERSION;
-    std::memcpy(params, &defaults, sizeof(T));
+    std::memcpy(params, &defaults, std::min(size, sizeof(T)));
     return {};
   });
 }
@@ -280,6 +289,7 @@ firn_begin_params begin_defaults() {
   params.read_cache = 1;
   params.min_fidelity = FIRN_FIDELITY_DERIVED;
   params.shared_tokens = ~0u;
+  params.max_reuse_tokens = ~0u;
   return params;
 }
 
@@ -343,6 +353,18 @@ Result<firn::ModelSpec> model_of(const firn_model_params* given) {
   return model;
 }
 
+Result<firn::KeyExtras> extras_of(const firn_begin_params& params) {
+  firn::KeyExtras extras;
+  FIRN_ASSIGN(extras.adapter, read_bytes(params.adapter, params.adapter_bytes, "adapter"));
+  FIRN_ASSIGN(const std::span<const firn_media_item> media, read_span(params.media, params.media_count, "media"));
+  for (const firn_media_item& item : media) {
+    FIRN_ASSIGN(const std::string_view digest, read_bytes(item.digest, item.digest_bytes, "digest"));
+    extras.media.push_back({item.first_token, item.token_count, std::string(digest)});
+  }
+  FIRN_TRY(validate(extras));
+  return extras;
+}
+
 Result<firn::BeginOptions> begin_options(const firn_begin_params* given) {
   FIRN_ASSIGN(const firn_begin_params params, read_params(given, begin_defaults(), "firn_begin_params"));
   if (params.min_fidelity < FIRN_FIDELITY_EXACT || params.min_fidelity > FIRN_FIDELITY_DERIVED)
@@ -362,6 +384,9 @@ Result<firn::BeginOptions> begin_options(const firn_begin_params* given) {
     return invalid(fmt::format("firn_begin_params: admission is {}; 0 to 2 are known", params.admission));
   options.admission = static_cast<firn::Admission>(params.admission);
   options.expected_tokens = params.expected_tokens;
+  FIRN_ASSIGN(options.extras, extras_of(params));
+  options.max_reuse_tokens = params.max_reuse_tokens;
+  options.drop_last_block = params.drop_last_block != 0;
   return options;
 }
 
@@ -503,6 +528,17 @@ firn_code firn_create_default_params(firn_create_params* params, size_t size) {
 }
 firn_code firn_begin_default_params(firn_begin_params* params, size_t size) {
   return write_defaults(params, size, begin_defaults(), "firn_begin_params");
+}
+
+firn_code firn_block_extra(const firn_begin_params* given, uint64_t first_token, uint8_t* extra, size_t capacity,
+                           size_t* count) {
+  return guarded([&]() -> Status {
+    FIRN_TRY(need({{count, "count"}}));
+    FIRN_ASSIGN(const firn_begin_params params, read_params(given, begin_defaults(), "firn_begin_params"));
+    FIRN_ASSIGN(const firn::KeyExtras extras, extras_of(params));
+    return write_entries(block_extra(extras, first_token), extra, capacity, count,
+                         [](std::byte byte) { return static_cast<uint8_t>(byte); });
+  });
 }
 firn_code firn_attend_default_params(firn_attend_params* params, size_t size) {
   return write_defaults(params, size, attend_defaults(), "firn_attend_params");

@@ -7,14 +7,16 @@
  *   firn_commit(manager, seq, tokens)      now they are part of the sequence, and others may share full blocks
  *   firn_free(manager, seq, NULL)          the blocks stay findable until somebody needs the room
  *
- * Failures  Every call that can fail returns a firn_code; nothing throws, exits or aborts because of what a caller
+ * Failures: every call that can fail returns a firn_code; nothing throws, exits or aborts because of what a caller
  * gave. firn_last_error() has the sentence for people. A call that fails changes nothing, unless it says otherwise, and
- * leaves its outputs as they were. Structs   Those that begin with struct_size and struct_version may grow at their
- * end. Fill parameters by their firn_..._default_params(&params, sizeof params) and change what you need; begin results
- * with FIRN_RESULT. A program built with an older header goes on working: what it does not know takes its default. A
- * struct of a newer header is refused only if it asks for what this library does not know. Structs without the two
- *           fields are frozen.
- * Strings   Text is UTF-8 and ends with a zero byte. Namespaces, salts, adapters and extra bytes are bytes with a
+ * leaves its outputs as they were.
+ *
+ * Structs: those that begin with struct_size and struct_version may grow at their end. Fill parameters by their
+ * firn_..._default_params(&params, sizeof params) and change what you need; begin results with FIRN_RESULT. A program
+ * built with an older header goes on working: what it does not know takes its default. A struct of a newer header is
+ * refused only if it asks for what this library does not know. Structs without the two fields are frozen.
+ *
+ * Strings: text is UTF-8 and ends with a zero byte. Namespaces, salts, adapters and extra bytes are bytes with a
  * length.
  *
  * Who owns what                                    until
@@ -30,9 +32,10 @@
  *
  * Which threads
  *   firn_manager        any number at once, on the same manager too: each call takes its lock, which no call holds
- * while it waits or while a codec works. What belongs together must be kept together by the caller: two threads that
- * allocate for and commit to one sequence get what they deserve, an error or each other's order, never a wrong byte.
- * firn_attend and firn_append are serialised. firn_manager_destroy  alone, after every other call on it has returned
+ *                       while it waits or while a codec works. What belongs together must be kept together by the
+ *                       caller: two threads that allocate for and commit to one sequence get what they deserve, an
+ *                       error or each other's order, never a wrong byte. firn_attend and firn_append are serialised.
+ *   firn_manager_destroy  alone, after every other call on it has returned
  *   firn_config         one at a time
  *   firn_key_chain      any number at once
  *   firn_last_error     each thread has its own
@@ -209,6 +212,11 @@ enum {
   FIRN_ADMIT_MUST_FIT = 1, /* refused unless all of it has room now */
   FIRN_ADMIT_RESERVE = 2   /* and that room is kept for it */
 };
+typedef struct firn_media_item { /* frozen. An image, a piece of audio: placeholder tokens that mean it */
+  uint32_t first_token, token_count;
+  const void* digest; /* of the content, 1 to 64 bytes */
+  size_t digest_bytes;
+} firn_media_item;
 typedef struct firn_begin_params {
   uint32_t struct_size, struct_version;
   const void* name_space; /* tenants do not see each other's blocks */
@@ -221,8 +229,19 @@ typedef struct firn_begin_params {
   uint32_t share;           /* 0; 1: store those blocks there, and never in name_space */
   uint32_t admission;       /* FIRN_ADMIT_ALWAYS */
   uint32_t expected_tokens; /* all it will have in the end, prompt and answer; 0: the prompt */
+  /* What decides beside the tokens what the prompt means; part of the keys of the blocks it concerns. */
+  const void* adapter; /* of this request alone, for example a LoRA's digest; at most 256 bytes */
+  size_t adapter_bytes;
+  const firn_media_item* media; /* by first token, none overlapping another */
+  size_t media_count;
+  uint32_t max_reuse_tokens; /* the most that is reused; all of it. Tensor-parallel ranks agree on their least */
+  uint32_t drop_last_block;  /* 1: for speculative decoders that compute the last matched block */
 } firn_begin_params;
 FIRN_C_API firn_code firn_begin_default_params(firn_begin_params* params, size_t params_size);
+/* The extra bytes (docs/keys.md, section 4) that params put into the key of the block whose first token this is. Writes
+ * at most `capacity` of them and sets *count, like firn_block_table. */
+FIRN_C_API firn_code firn_block_extra(const firn_begin_params* params, uint64_t first_token, uint8_t* extra,
+                                      size_t capacity, size_t* count);
 
 typedef struct firn_match { /* a result: FIRN_RESULT(match) */
   uint32_t struct_size, struct_version;

@@ -50,6 +50,7 @@ from ._firn import (  # noqa: F401
     StepPlan,
     StepRows,
     Unavailable,
+    block_extra,
     hash_bytes,
     __version__,
 )

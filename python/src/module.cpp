@@ -135,6 +135,17 @@ Fidelity fidelity_of(std::string_view name) {
   throw nb::value_error(fmt::format("min_fidelity: exact, lossy or derived, not {}", name).c_str());
 }
 
+using Media = std::vector<std::tuple<std::uint32_t, std::uint32_t, nb::bytes>>;  // first token, tokens, digest
+
+KeyExtras extras_of(nb::handle adapter, const Media& media) {
+  KeyExtras extras;
+  extras.adapter = bytes_of(adapter);
+  for (const auto& [first_token, token_count, digest] : media)
+    extras.media.push_back({first_token, token_count, std::string(digest.c_str(), digest.size())});
+  if (const Status status = validate(extras); !status.ok()) raise(status);
+  return extras;
+}
+
 Admission admission_of(std::string_view name) {
   if (name == "always") return Admission::kAlways;
   if (name == "must_fit") return Admission::kMustFit;
@@ -212,7 +223,8 @@ class PyManager {
 
 Options options_of(nb::handle name_space, bool read_cache, std::string_view min_fidelity, nb::handle shared_scope,
                    std::optional<std::uint32_t> shared_tokens, bool share, std::string_view admission,
-                   std::uint32_t expected_tokens) {
+                   std::uint32_t expected_tokens, nb::handle adapter, const Media& media,
+                   std::optional<std::uint32_t> max_reuse_tokens, bool drop_last_block) {
   Options out;
   out.name_space = bytes_of(name_space);
   out.options.read_cache = read_cache;
@@ -225,6 +237,9 @@ Options options_of(nb::handle name_space, bool read_cache, std::string_view min_
   out.options.share = share;
   out.options.admission = admission_of(admission);
   out.options.expected_tokens = expected_tokens;
+  out.options.extras = extras_of(adapter, media);
+  if (max_reuse_tokens) out.options.max_reuse_tokens = *max_reuse_tokens;
+  out.options.drop_last_block = drop_last_block;
   return out;
 }
 
@@ -238,13 +253,16 @@ const BeginOptions& settled(Options& options) {
 #define FIRN_OPTION_PARAMETERS                                                                    \
   nb::handle name_space, bool read_cache, std::string_view min_fidelity, nb::handle shared_scope, \
       std::optional<std::uint32_t> shared_tokens, bool share, std::string_view admission,         \
-      std::uint32_t expected_tokens
-#define FIRN_OPTION_VALUES \
-  name_space, read_cache, min_fidelity, shared_scope, shared_tokens, share, admission, expected_tokens
-#define FIRN_OPTION_ARGUMENTS                                                                      \
-  nb::kw_only(), "name_space"_a = "", "read_cache"_a = true, "min_fidelity"_a = "derived",         \
-                 "shared_scope"_a = nb::none(), "shared_tokens"_a = nb::none(), "share"_a = false, \
-                 "admission"_a = "always", "expected_tokens"_a = 0
+      std::uint32_t expected_tokens, nb::handle adapter, const Media &media,                      \
+      std::optional<std::uint32_t> max_reuse_tokens, bool drop_last_block
+#define FIRN_OPTION_VALUES                                                                                       \
+  name_space, read_cache, min_fidelity, shared_scope, shared_tokens, share, admission, expected_tokens, adapter, \
+      media, max_reuse_tokens, drop_last_block
+#define FIRN_OPTION_ARGUMENTS                                                                                       \
+  nb::kw_only(), "name_space"_a = "", "read_cache"_a = true, "min_fidelity"_a = "derived",                          \
+                 "shared_scope"_a = nb::none(), "shared_tokens"_a = nb::none(), "share"_a = false,                  \
+                 "admission"_a = "always", "expected_tokens"_a = 0, "adapter"_a = "", "media"_a = nb::make_tuple(), \
+                 "max_reuse_tokens"_a = nb::none(), "drop_last_block"_a = false
 
 void bind_values(nb::module_& m) {
   nb::class_<GroupSpec>(m, "Group", "Layers that share geometry and lifetime.")
@@ -328,11 +346,12 @@ void bind_values(nb::module_& m) {
           "parent"_a.none(), "tokens"_a, "extra"_a = nb::bytes(""))
       .def(
           "keys",
-          [](const KeyChain& chain, nb::handle tokens) {
+          [](const KeyChain& chain, nb::handle tokens, nb::handle adapter, const Media& media) {
             const Tokens given(tokens);
-            return keys_from(unlocked([&] { return chain.keys(given); }));
+            const KeyExtras extras = extras_of(adapter, media);
+            return keys_from(unlocked([&] { return chain.keys(given, extras); }));
           },
-          "tokens"_a);
+          "tokens"_a, nb::kw_only(), "adapter"_a = "", "media"_a = nb::make_tuple());
 
   nb::class_<PrefixMatch>(m, "PrefixMatch")
       .def_ro("tokens", &PrefixMatch::tokens)
@@ -843,6 +862,14 @@ NB_MODULE(_firn, m) {
         return bytes_from(hasher.finish());
       },
       "bytes"_a, "BLAKE3, for model files and the like.");
+  m.def(
+      "block_extra",
+      [](std::uint64_t first_token, nb::handle adapter, const Media& media) {
+        const std::vector<std::byte> extra = block_extra(extras_of(adapter, media), first_token);
+        return nb::bytes(reinterpret_cast<const char*>(extra.data()), extra.size());
+      },
+      "first_token"_a, nb::kw_only(), "adapter"_a = "", "media"_a = nb::make_tuple(),
+      "What goes into the key of the block with this first token. media: (first_token, token_count, digest).");
   nb::class_<PyManager> manager(m, "Manager");
   manager.def(nb::init<const firn::ModelSpec&, const std::optional<std::string>&,
                        const std::vector<std::pair<std::string, std::string>>&, nb::object>(),

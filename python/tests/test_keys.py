@@ -81,8 +81,73 @@ def test_chains(lines):
     assert checked >= 2
 
 
+def request_of(lines):
+    """adapter and media as begin() takes them, tokens, extra bytes and keys."""
+    fields = dict(lines)
+    media = [value.split() for name, value in lines if name == "media"]
+    return (
+        {
+            "adapter": bytes.fromhex(fields["adapter"]),
+            "media": [(int(first), int(count), bytes.fromhex(digest)) for first, count, digest in media],
+        },
+        [int(word) for name, value in lines if name == "tokens" for word in value.split()],
+        [bytes.fromhex(value) for name, value in lines if name == "extra"],
+        [bytes.fromhex(value) for name, value in lines if name == "key"],
+    )
+
+
+@pytest.mark.parametrize("lines", list(vectors("request")), ids=lambda lines: lines[1][1])
+def test_requests_with_an_adapter_and_media(lines):
+    fields = dict(lines)
+    options, tokens, extras, keys = request_of(lines)
+    chain = firn.KeyChain(bytes.fromhex(fields["identity"]), bytes.fromhex(fields["salt"]))
+    parent = None
+    for block, (extra, key) in enumerate(zip(extras, keys)):
+        message = (parent or bytes(32)) + struct.pack("<I16iI", 16, *tokens[block * 16 : block * 16 + 16], len(extra))
+        assert keyed(chain.root, message + extra) == key
+        assert firn.block_extra(block * 16, **options) == extra
+        parent = key
+    assert chain.keys(tokens, **options) == keys
+    assert chain.keys(tokens)[0] != keys[0]
+
+
+def test_a_manager_names_the_blocks_of_a_request_by_its_adapter_and_media():
+    identity = next(lines for lines in vectors("identity") if "SmolLM2" in lines[1][1])
+    fields = dict(identity)
+    model = firn.Model(
+        [firn.Group(30, 3, 64)],
+        weights=bytes.fromhex(fields["weights"]),
+        rotation="adjacent",
+        rotation_dims=64,
+        inverse_frequencies=floats(fields["inverse_frequencies"]),
+    )
+    (lines,) = vectors("request")
+    options, tokens, _, keys = request_of(lines)
+    assert model.identity.hex() == dict(lines)["identity"]
+    options["name_space"] = bytes.fromhex(dict(lines)["salt"])
+    manager = firn.Manager(model, device="none", pool={"budget": "8MiB"})
+    begun = manager.begin(tokens, **options)
+    manager.allocate(begun.seq, len(tokens))
+    manager.commit(begun.seq, tokens)
+    assert manager.block_keys(begun.seq) == keys
+    assert manager.match_prefix(tokens, **options).tokens == 48
+    assert manager.match_prefix(tokens, **{**options, "adapter": b"lora-8"}).tokens == 0
+    (first, count, _), second = options["media"]
+    other = {**options, "media": [(first, count, b"img2"), second]}
+    assert manager.match_prefix(tokens, **other).tokens == 0
+    other["media"] = [options["media"][0], (41, 3, b"z")]
+    assert manager.match_prefix(tokens, **other).tokens == 32, "the same picture one token later is another prompt"
+    assert manager.match_prefix(tokens, **options, max_reuse_tokens=20).tokens == 16
+    assert manager.match_prefix(tokens, **options, drop_last_block=True).tokens == 32
+    assert [block.hit for block in manager.explain(tokens, **options).blocks] == [True] * 3 + [False]
+    with pytest.raises(firn.InvalidArgument, match=r"media\[1\] begins at token 3"):
+        manager.begin(tokens, media=[(0, 4, b"a"), (3, 4, b"b")])
+    with pytest.raises(firn.InvalidArgument, match="257"):
+        manager.match_prefix(tokens, adapter=b"x" * 257)
+
+
 def test_there_are_all_the_vectors():
-    assert len(list(vectors("identity"))) == 3 and len(list(vectors("chain"))) == 3
+    assert [len(list(vectors(kind))) for kind in ("identity", "chain", "request")] == [3, 3, 1]
 
 
 def test_a_managers_keys_are_those_of_the_chain():

@@ -127,6 +127,22 @@ int main(void) {
   begin.min_fidelity = FIRN_FIDELITY_EXACT;
   begin.name_space_bytes = 4;
   CHECK_REFUSED(firn_begin(manager, tokens, 40, &begin, &seq, NULL), FIRN_INVALID_ARGUMENT, "name_space is NULL");
+  CHECK_OK(firn_begin_default_params(&begin, sizeof begin));
+  CHECK_REFUSED(firn_begin_default_params(&begin, offsetof(firn_begin_params, adapter) - 1), FIRN_INVALID_ARGUMENT,
+                "firn_begin_params");
+  begin.media_count = 1;
+  CHECK_REFUSED(firn_begin(manager, tokens, 40, &begin, &seq, NULL), FIRN_INVALID_ARGUMENT, "media is NULL");
+  const firn_media_item items[2] = {{0, 4, "a", 1}, {3, 4, "b", 1}};
+  begin.media = items;
+  begin.media_count = 2;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, &begin, &match), FIRN_INVALID_ARGUMENT, "media[1] begins");
+  CHECK_REFUSED(firn_block_extra(&begin, 0, NULL, 0, &count), FIRN_INVALID_ARGUMENT, "media[1] begins");
+  const firn_media_item empty = {0, 4, NULL, 0}, wrong = {0, 4, NULL, 3};
+  begin.media_count = 1;
+  begin.media = &empty;
+  CHECK_REFUSED(firn_begin(manager, tokens, 40, &begin, &seq, NULL), FIRN_INVALID_ARGUMENT, "digest of 0 bytes");
+  begin.media = &wrong;
+  CHECK_REFUSED(firn_begin(manager, tokens, 40, &begin, &seq, NULL), FIRN_INVALID_ARGUMENT, "digest is NULL");
   CHECK(seq == 7);
   CHECK_OK(firn_begin(manager, tokens, 40, NULL, &seq, NULL));
 

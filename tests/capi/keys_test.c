@@ -1,7 +1,7 @@
 /* keys_test.c: the vectors of docs/keys.md through the C interface. The page is read as it stands. */
 #include "check.h"
 
-enum { MAX_LINE = 16384, MAX_GROUPS = 8, MAX_FLOATS = 512 };
+enum { MAX_LINE = 16384, MAX_GROUPS = 8, MAX_FLOATS = 512, MAX_MEDIA = 8 };
 
 static size_t from_hex(const char* text, uint8_t* bytes) {
   size_t count = 0;
@@ -62,8 +62,11 @@ int main(void) {
   uint8_t identity[32] = {0}, wanted[32], got[32];
   firn_token tokens[FIRN_BLOCK_TOKENS];
   firn_key parent, key;
-  size_t extra_bytes = 0, identities = 0, keys = 0;
-  int chain_mode = 0, first = 1;
+  static uint8_t made[MAX_LINE], adapter[MAX_LINE], digests[MAX_MEDIA][64];
+  static firn_media_item media[MAX_MEDIA];
+  firn_begin_params request;
+  size_t extra_bytes = 0, made_bytes, identities = 0, keys = 0, extras = 0;
+  int chain_mode = 0, request_mode = 0, first = 1;
   firn_key_chain* chain = NULL;
   FILE* page = fopen(FIRN_SOURCE_DIR "/docs/keys.md", "r");
   CHECK(page != NULL);
@@ -71,7 +74,9 @@ int main(void) {
     line[strcspn(line, "\n")] = '\0';
     char* value;
     if ((value = value_of(line, "vector"))) {
-      chain_mode = strcmp(value, "chain") == 0;
+      request_mode = strcmp(value, "request") == 0;
+      chain_mode = request_mode || strcmp(value, "chain") == 0;
+      CHECK_OK(firn_begin_default_params(&request, sizeof request));
       memset(&vector, 0, sizeof vector);
       CHECK_OK(firn_model_default_params(&vector.model, sizeof vector.model));
       vector.model.groups = vector.groups;
@@ -92,6 +97,18 @@ int main(void) {
       CHECK(from_hex(value, wanted) == 32);
       CHECK_OK(firn_key_chain_root(chain, got));
       CHECK(memcmp(got, wanted, 32) == 0);
+    } else if ((value = value_of(line, "adapter"))) {
+      request.adapter_bytes = from_hex(value, adapter);
+      request.adapter = adapter;
+    } else if ((value = value_of(line, "media"))) {
+      firn_media_item* item = &media[request.media_count];
+      int digest_at = 0;
+      CHECK(request.media_count < MAX_MEDIA);
+      CHECK(sscanf(value, "%u %u %n", &item->first_token, &item->token_count, &digest_at) == 2);
+      item->digest = digests[request.media_count];
+      item->digest_bytes = from_hex(value + digest_at, digests[request.media_count]);
+      request.media = media;
+      ++request.media_count;
     } else if ((value = value_of(line, "tokens"))) {
       size_t count = 0;
       for (char* word = strtok(value, " "); word; word = strtok(NULL, " ")) {
@@ -102,6 +119,9 @@ int main(void) {
       extra_bytes = 0;
     } else if ((value = value_of(line, "extra"))) {
       extra_bytes = from_hex(value, extra);
+      if (!request_mode) continue;
+      CHECK_OK(firn_block_extra(&request, extras++ * FIRN_BLOCK_TOKENS, made, sizeof made, &made_bytes));
+      CHECK(made_bytes == extra_bytes && memcmp(made, extra, extra_bytes) == 0);
     } else if ((value = value_of(line, "key"))) {
       CHECK(from_hex(value, wanted) == 32);
       CHECK_OK(firn_key_chain_next(chain, first ? NULL : &parent, tokens, extra, extra_bytes, &key));
@@ -113,7 +133,7 @@ int main(void) {
   }
   fclose(page);
   firn_key_chain_destroy(chain);
-  CHECK(identities == 3 && keys == 8);
+  CHECK(identities == 3 && keys == 12 && extras == 4);
   puts("keys: ok");
   return 0;
 }

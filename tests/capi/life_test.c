@@ -64,6 +64,50 @@ static double stat(const firn_manager* manager, const char* name) {
   return value;
 }
 
+/* An adapter and media are part of what a prompt means; a program of the first header, whose parameters end before
+ * them, goes on as before. */
+static void check_request(firn_manager* manager, const firn_token* prompt) {
+  const firn_media_item cat = {20, 8, "cat", 3}, dog = {20, 8, "dog", 3};
+  firn_begin_params request;
+  firn_match match;
+  firn_seq seq = 0;
+  firn_copy_order* orders = NULL;
+  size_t count = 0;
+  FIRN_RESULT(match);
+  CHECK_OK(firn_begin_default_params(&request, sizeof request));
+  request.media = &cat;
+  request.media_count = 1;
+  CHECK_OK(firn_begin(manager, prompt, TOKENS, &request, &seq, &match));
+  CHECK(match.tokens == 16); /* the first block has no part of it */
+  CHECK_OK(firn_allocate(manager, seq, TOKENS - match.tokens, 0, &orders, &count));
+  firn_copy_order_free(orders);
+  CHECK_OK(firn_commit(manager, seq, prompt + match.tokens, TOKENS - match.tokens));
+  CHECK_OK(firn_free(manager, seq, NULL));
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 96);
+  request.max_reuse_tokens = 40;
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 32);
+  request.max_reuse_tokens = UINT32_MAX;
+  request.drop_last_block = 1;
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 80);
+  request.media = &dog;
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 0); /* the first block, which is given up */
+
+  request.adapter = "lora-9";
+  request.adapter_bytes = 6;
+  request.struct_size = (uint32_t)offsetof(firn_begin_params, adapter);
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 96);
+  memset(&request, 0xA5, sizeof request);
+  CHECK_OK(firn_begin_default_params(&request, offsetof(firn_begin_params, adapter)));
+  CHECK(request.struct_size == offsetof(firn_begin_params, adapter) && request.adapter_bytes != 0);
+  CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
+  CHECK(match.tokens == 96);
+}
+
 int main(void) {
   firn_token prompt[TOKENS];
   uint32_t state = 1;
@@ -168,6 +212,8 @@ int main(void) {
   CHECK(match.tokens == 0 && match.first_miss == FIRN_MISS_NOT_READ);
   CHECK(strcmp(firn_miss_name(match.first_miss), "not_read") == 0);
   CHECK_OK(firn_free(manager, blind, NULL));
+
+  check_request(manager, prompt);
 
   /* Knowing: hits and misses make up all queries. */
   double misses = 0;

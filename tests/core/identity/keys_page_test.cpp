@@ -100,6 +100,42 @@ TEST(KeysPage, IdentitiesAreThoseOfThePage) {
   EXPECT_EQ(count, 3) << "vectors of identities found in docs/keys.md";
 }
 
+TEST(KeysPage, ExtraBytesAndKeysOfARequestAreThoseOfThePage) {
+  int requests = 0;
+  for (const Lines& lines : vectors_of_page()) {
+    if (first(lines, "vector") != "request") continue;
+    SCOPED_TRACE(first(lines, "case"));
+    KeyExtras extras{.adapter = from_hex(first(lines, "adapter")), .media = {}};
+    std::vector<TokenId> tokens;
+    std::vector<std::string> wanted_extras, wanted_keys;
+    for (const auto& [name, value] : lines) {
+      if (name == "media") {
+        std::istringstream in(value);
+        std::string digest;
+        MediaItem item;
+        in >> item.first_token >> item.token_count >> digest;
+        item.digest = from_hex(digest);
+        extras.media.push_back(item);
+      }
+      if (name == "tokens")
+        for (const std::uint32_t token : numbers(value, 10)) tokens.push_back(static_cast<TokenId>(token));
+      if (name == "extra") wanted_extras.push_back(from_hex(value));
+      if (name == "key") wanted_keys.push_back(value);
+    }
+    const KeyChain chain(digest_from_hex(first(lines, "identity")), from_hex(first(lines, "salt")));
+    const std::vector<Key> keys = chain.keys(tokens, extras);
+    ASSERT_EQ(keys.size(), wanted_keys.size());
+    ASSERT_EQ(keys.size(), wanted_extras.size());
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const std::vector<std::byte> extra = block_extra(extras, i * kBlockTokens);
+      EXPECT_EQ(std::string(reinterpret_cast<const char*>(extra.data()), extra.size()), wanted_extras[i]);
+      EXPECT_EQ(to_hex(keys[i]), wanted_keys[i]);
+    }
+    ++requests;
+  }
+  EXPECT_EQ(requests, 1) << "vectors of requests found in docs/keys.md";
+}
+
 TEST(KeysPage, ChainsAreThoseOfThePage) {
   int blocks = 0;
   for (const Lines& lines : vectors_of_page()) {
