@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <random>
 
 #include "cli/calibration.h"
 #include "cli/commands.h"
@@ -59,6 +60,11 @@ Status capture(const LoadedModel& model, const std::vector<std::vector<TokenId>>
     FIRN_TRY(on_window({.first_position = 0, .tokens = window_tokens}, captured.keys, captured.values));
   }
   return {};
+}
+
+void shuffle_windows(std::vector<std::vector<TokenId>>& windows) {
+  std::mt19937 random(1);
+  for (std::size_t i = windows.size(); i > 1; --i) std::swap(windows[i - 1], windows[random() % i]);
 }
 
 Status write_file(const std::string& path, const std::vector<std::byte>& bytes) {
@@ -152,6 +158,7 @@ Status run(const CalibrateFlags& flags) {
   if (!flags.texts.empty()) {
     FIRN_ASSIGN(model, LoadedModel::load(flags.model));
     FIRN_ASSIGN(windows, windows_of(*model, flags.texts, flags.window, flags.tokens / flags.window));
+    shuffle_windows(windows);
   }
   const ModelSpec spec = dump ? dump->model() : model->model.spec();
   if (dump && model && spec.weights != model->model.spec().weights)

@@ -158,7 +158,9 @@ void add_eval_command(CLI::App& app, Action& action) {
   command->add_option("--text", flags->texts, "text of another kind than the calibration's")
       ->type_name("FILE")
       ->required();
-  command->add_option("--codecs", flags->codecs, "raw, lossless, q8, q4, kvtc@RATIO")
+  command
+      ->add_option("--codecs", flags->codecs,
+                   "raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (no Hadamard transform), kvtc@RATIO")
       ->delimiter(',')
       ->type_name("LIST");
   command->add_option("--artefact", flags->artefacts, "of kvtc, as firn calibrate writes it; several: each is measured")

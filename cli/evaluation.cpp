@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "core/config/host_codec.h"
 #include "examples/llama/capture.h"
 #include "firn/codec.h"
 #include "storage/codec/lossy_kernels.h"
@@ -44,13 +45,21 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
   const std::uint64_t token_bytes = model.model.spec().token_bytes();
   config.pool.budget_bytes = 2 * options.context * token_bytes + (64u << 20);
   if (codec.name == "exact") return config;
-  const std::size_t at = codec.name.find('@');
-  config.host.codec = codec.name.substr(0, at);
+  // kvtc@RATIO; q8/q4: keys and values apart; q4-plain: no Hadamard transform.
+  std::string name = codec.name;
+  if (const std::size_t plain = name.find("-plain"); plain != std::string::npos && plain + 6 == name.size()) {
+    name.resize(plain);
+    config.host.hadamard = "none";
+  }
+  const std::size_t at = name.find_first_of("@/");
+  config.host.codec = name.substr(0, at);
   config.host.budget_bytes = 2 * options.context * token_bytes + (512u << 20);
   config.host.artefact = codec.artefact;
   config.host.allow_unmeasured = true;
-  if (at != std::string::npos) {
-    const std::string ratio = codec.name.substr(at + 1);
+  if (at != std::string::npos && name[at] == '/') {
+    config.host.value_codec = name.substr(at + 1);
+  } else if (at != std::string::npos) {
+    const std::string ratio = name.substr(at + 1);
     if (ratio.empty() || ratio.size() > 4 || ratio.find_first_not_of("0123456789") != std::string::npos)
       return Status(Code::kInvalidArgument, fmt::format("codec {}: '{}' is no ratio", codec.name, ratio));
     config.host.ratio = static_cast<std::uint32_t>(std::stoul(ratio));
@@ -62,6 +71,7 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
 // The codec alone, as the manager makes it.
 Result<std::unique_ptr<Codec>> codec_for(const LoadedModel& model, const EvaluatedCodec& codec, const Config& config) {
   FIRN_ASSIGN(const CodecId id, codec_from_name(config.host.codec));
+  if (id == CodecId::kQ8 || id == CodecId::kQ4) return make_integer_codec(integer_coding(config.host));
   if (id != CodecId::kKvtc) return make_codec(id);
   FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(codec.artefact));
   return make_codec(id, artefact, config.host.ratio, model.model.spec());
@@ -433,20 +443,39 @@ Result<std::vector<Evaluation>> evaluate(const LoadedModel& model, const std::ve
   return results;
 }
 
+namespace {
+
+// At most `most` windows of one file, from its beginning.
+Result<std::vector<std::vector<TokenId>>> windows_of_file(const LoadedModel& model, const std::string& file,
+                                                          std::uint32_t tokens, std::size_t most) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in) return Status(Code::kInvalidArgument, fmt::format("--text {}: cannot be read", file));
+  const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  // No more of it than is needed: a token is rarely more than 8 bytes.
+  FIRN_ASSIGN(const std::vector<TokenId> all,
+              model.tokenizer.encode(std::string_view(text).substr(0, std::min(text.size(), most * tokens * 8))));
+  std::vector<std::vector<TokenId>> windows;
+  for (std::size_t at = 0; at + tokens <= all.size() && windows.size() < most; at += tokens)
+    windows.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(at),
+                         all.begin() + static_cast<std::ptrdiff_t>(at + tokens));
+  return windows;
+}
+
+}  // namespace
+
 Result<std::vector<std::vector<TokenId>>> windows_of(const LoadedModel& model, const std::vector<std::string>& files,
                                                      std::uint32_t tokens, std::size_t most) {
-  std::vector<std::vector<TokenId>> windows;
+  std::vector<std::vector<std::vector<TokenId>>> of_files;
+  std::size_t longest = 0;
   for (const std::string& file : files) {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) return Status(Code::kInvalidArgument, fmt::format("--text {}: cannot be read", file));
-    const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    // No more of it than is needed: a token is rarely more than 8 bytes.
-    FIRN_ASSIGN(const std::vector<TokenId> all,
-                model.tokenizer.encode(std::string_view(text).substr(0, std::min(text.size(), most * tokens * 8))));
-    for (std::size_t at = 0; at + tokens <= all.size() && windows.size() < most; at += tokens)
-      windows.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(at),
-                           all.begin() + static_cast<std::ptrdiff_t>(at + tokens));
+    FIRN_ASSIGN(auto windows, windows_of_file(model, file, tokens, most));
+    longest = std::max(longest, windows.size());
+    of_files.push_back(std::move(windows));
   }
+  std::vector<std::vector<TokenId>> windows;
+  for (std::size_t i = 0; i < longest; ++i)
+    for (auto& of_file : of_files)
+      if (i < of_file.size() && windows.size() < most) windows.push_back(std::move(of_file[i]));
   if (windows.empty())
     return Status(Code::kInvalidArgument,
                   fmt::format("--text: there are less than {} tokens in any of the files", tokens));

@@ -16,7 +16,7 @@
 namespace firn::cli {
 
 struct EvaluatedCodec {
-  std::string name;      // raw, lossless, q8, q4, kvtc@16
+  std::string name;      // raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (not mixed), kvtc@16
   std::string artefact;  // of kvtc
   std::string label;     // in reports; empty: the name
 };
@@ -64,7 +64,8 @@ TokenScores compare(const Scores& reference, const Scores& scores, std::span<con
 // tokens.
 Result<Scores> score(Session& session, llama::Sequence& sequence, std::span<const TokenId> text, Progress& progress);
 
-// The text in windows of `tokens` tokens; the rest is left out. kInvalidArgument: a file cannot be read.
+// The texts in windows of `tokens` tokens, the first of every file, then the second of every file, so that a limit on
+// windows leaves no file out; what is left of a file is. kInvalidArgument: a file cannot be read.
 Result<std::vector<std::vector<TokenId>>> windows_of(const LoadedModel& model, const std::vector<std::string>& files,
                                                      std::uint32_t tokens, std::size_t most);
 

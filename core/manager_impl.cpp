@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/config/host_codec.h"
+
 namespace firn {
 namespace {
 
@@ -308,8 +310,7 @@ Status ManagerImpl::make_codecs() {
   };
   if (id == CodecId::kQ8 || id == CodecId::kQ4) {
     if (!host.allow_unmeasured) return refused("is lossy, and nothing says what it does to this model");
-    const std::uint32_t bits = id == CodecId::kQ8 ? 8 : 4;
-    FIRN_ASSIGN(lossy_, make_integer_codec({.key_bits = bits, .value_bits = bits}));
+    FIRN_ASSIGN(lossy_, make_integer_codec(integer_coding(host)));
     return {};
   }
   FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(host.artefact));

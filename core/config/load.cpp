@@ -224,6 +224,8 @@ std::vector<std::string> find_warnings(const LoadedConfig& loaded) {
   if (host == 0)
     for (const std::string_view key : {"host.codec", "host.placement", "host.huge_pages"})
       if (was_set(loaded, key)) warnings.push_back(fmt::format("{} has no effect: host.budget is off", key));
+  if (host != 0 && config.host.codec != "q8" && config.host.codec != "q4" && config.host.hadamard != "both")
+    warnings.push_back(fmt::format("host.hadamard has no effect: host.codec {} is not q8 or q4", config.host.codec));
   if (config.protect.recent >= config.max_sequence_tokens)
     warnings.push_back(
         fmt::format("protect.recent {} covers whole sequences (max_sequence_tokens {}): nothing ever gets cold",
@@ -239,6 +241,9 @@ Status validate(const Config& config) {
     const Status status = check_value(setting, config);
     if (!status.ok()) problems.add(setting.key, status.message());
   }
+  if (config.host.value_codec != "same" && config.host.codec != "q8" && config.host.codec != "q4")
+    problems.add("host.value_codec", fmt::format("\"{}\" goes with host.codec q8 or q4, not with {}; leave it out",
+                                                 config.host.value_codec, config.host.codec));
   const Config::Pool& pool = config.pool;
   if (pool.max_budget_bytes != 0 && pool.max_budget_bytes < pool.budget_bytes)
     problems.add("pool.max_budget", fmt::format("{} is less than pool.budget {}; raise it, or leave it out",

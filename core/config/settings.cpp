@@ -17,6 +17,8 @@ using std::string_view;
 constexpr std::uint64_t kTiB = 1ull << 40;
 constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
 constexpr std::array<string_view, 5> kHostCodecs{"raw", "lossless", "q8", "q4", "kvtc"};
+constexpr std::array<string_view, 3> kValueCodecs{"same", "q8", "q4"};
+constexpr std::array<string_view, 4> kHadamards{"both", "keys", "values", "none"};
 constexpr std::array<string_view, 2> kTails{"recompute", "accept"};
 // policy_names(), which this part must not know; a test of the command line compares the two.
 constexpr std::array<string_view, 14> kEvictions{
@@ -139,6 +141,10 @@ const Setting kSettings[] = {
           "everything the host tier has: frames, tables and scratch, per process; off: no host tier"),
     word("host.codec", FIRN_FIELD(host.codec), kHostCodecs,
          "how cold blocks are written into the host tier; raw and lossless are exact, q8, q4 and kvtc are not"),
+    word("host.value_codec", FIRN_FIELD(host.value_codec), kValueCodecs,
+         "of values, where host.codec is q8 or q4: then host.codec is that of keys alone"),
+    word("host.hadamard", FIRN_FIELD(host.hadamard), kHadamards,
+         "of host.codec q8 and q4: what a Hadamard transform of each head spreads outliers of before rounding"),
     {.key = "host.artefact",
      .kind = Kind::kText,
      .field = FIRN_FIELD(host.artefact),

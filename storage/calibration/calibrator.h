@@ -24,7 +24,7 @@ struct CalibrationOptions {
   std::uint32_t stack_layers = 0;  // layers coded together; 0: all
   std::vector<std::uint32_t> ratios = {8, 16, 32};
   std::uint32_t sinks = 4;              // first positions of a text, which are nothing like the others
-  std::uint32_t held_out_extents = 24;  // of 128 tokens, at most; more windows marked as held out are ignored
+  std::uint32_t held_out_extents = 64;  // of 128 tokens, at most; more windows marked as held out are ignored
   std::size_t max_gram = kMaxGram;      // channels above which components are found by randomised iteration
   std::string calibrated_on = {};       // for people: what the text was
 };

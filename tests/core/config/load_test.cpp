@@ -188,6 +188,10 @@ TEST(LoadConfig, WarnsOfWhatIsLegalAndUseless) {
   EXPECT_EQ(warnings("host: {codec: raw}\n"), std::vector<std::string>{"host.codec has no effect: host.budget is off"});
   EXPECT_EQ(warnings("protect: {recent: 4096}\nmax_sequence_tokens: 4096\n").size(), 1u);
   EXPECT_TRUE(warnings("pool: {budget: 1GiB}\nhost: {budget: 2GiB, codec: raw}\n").empty());
+  EXPECT_EQ(warnings("pool: {budget: 1GiB}\nhost: {budget: 2GiB, hadamard: keys}\n"),
+            std::vector<std::string>{"host.hadamard has no effect: host.codec lossless is not q8 or q4"});
+  EXPECT_TRUE(
+      warnings("pool: {budget: 1GiB}\nhost: {budget: 2GiB, codec: q8, value_codec: q4, hadamard: keys}\n").empty());
 }
 
 TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
@@ -202,6 +206,9 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
             "doctor lists them)");
   EXPECT_EQ(broken([](Config& c) { c.host.codec = "zip"; }),
             "host.codec: \"zip\" is not raw or lossless or q8 or q4 or kvtc");
+  EXPECT_EQ(broken([](Config& c) { c.host.value_codec = "q4"; }),
+            "host.value_codec: \"q4\" goes with host.codec q8 or q4, not with lossless; leave it out");
+  EXPECT_EQ(broken([](Config& c) { c.host.codec = "q8", c.host.value_codec = "q4"; }), "");
   EXPECT_EQ(broken([](Config& c) { c.mover.queue = 0; }),
             "mover.queue: 0 is out of range; write a whole number from 1 to 65536");
   EXPECT_EQ(broken([](Config& c) { c.host.budget_bytes = 1; }),

@@ -1,6 +1,7 @@
 // Lossy tiers: what is lossy and when, who is served it, and what never is.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdio>
 #include <fstream>
 #include <map>
@@ -95,6 +96,40 @@ TEST(Strict, OutputsAreThoseOfNoPoolSizeAndNoThread) {
         EXPECT_TRUE(outputs == first);
       }
   EXPECT_FALSE(expected["q4"] == expected["q8"]);
+}
+
+// Keys and values of q8 and q4 apart, and what is mixed: frames have the bytes that this asks for, and each choice
+// gives outputs of its own.
+TEST(Strict, KeysAndValuesAreChosenApart) {
+  const Tokens tokens = distinct(700, 3000);
+  std::map<std::string, std::uint64_t> bytes;
+  std::vector<Outputs> all;
+  for (const auto& [codec, value_codec, hadamard] : std::vector<std::array<std::string, 3>>{{"q8", "same", "both"},
+                                                                                            {"q8", "q4", "both"},
+                                                                                            {"q4", "q8", "both"},
+                                                                                            {"q4", "same", "both"},
+                                                                                            {"q4", "q4", "keys"},
+                                                                                            {"q4", "same", "values"},
+                                                                                            {"q4", "same", "none"}}) {
+    Config config = config_of({.codec = codec});
+    config.host.value_codec = value_codec;
+    config.host.hadamard = hadamard;
+    const auto manager = make_manager(config, model_of_tests());
+    ASSERT_TRUE(manager);
+    const Outputs outputs = run(*manager, begin(*manager, tokens), tokens, 0);
+    ASSERT_OK(manager->wait_idle());
+    EXPECT_GT(manager->stats().frames_lossy, 3u);
+    EXPECT_EQ(broken(*manager), "");
+    bytes[codec + " " + value_codec + " " + hadamard] = manager->stats().host_frame_bytes;
+    for (const Outputs& others : all)
+      EXPECT_FALSE(outputs == others) << codec << ", " << value_codec << ", " << hadamard;
+    all.push_back(outputs);
+  }
+  EXPECT_EQ(bytes["q8 q4 both"], bytes["q4 q8 both"]);  // heads of keys and of values are alike
+  EXPECT_LT(bytes["q8 q4 both"], bytes["q8 same both"]);
+  EXPECT_LT(bytes["q4 same both"], bytes["q8 q4 both"]);
+  EXPECT_EQ(bytes["q4 q4 keys"], bytes["q4 same both"]);
+  EXPECT_EQ(bytes["q4 same none"], bytes["q4 same both"]);
 }
 
 TEST(Strict, SinksAndWindowAreExactAtEveryStep) {
