@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "core/config/host_codec.h"
+#include "core/config/quotas.h"
 
 namespace firn {
 namespace {
@@ -40,6 +41,9 @@ Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const
   FIRN_TRY(validate(model));
   std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
   FIRN_TRY(manager->set_up());
+  FIRN_ASSIGN(const std::vector<NamedQuota> quotas, parse_quotas(config.quotas));
+  for (const NamedQuota& one : quotas)
+    FIRN_TRY(manager->set_quota(one.name_space, one.quota).with_context("quotas: " + one.name_space));
   return std::unique_ptr<Manager>(std::move(manager));
 }
 

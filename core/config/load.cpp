@@ -226,6 +226,8 @@ std::vector<std::string> find_warnings(const LoadedConfig& loaded) {
       if (was_set(loaded, key)) warnings.push_back(fmt::format("{} has no effect: host.budget is off", key));
   if (host != 0 && config.host.codec != "q8" && config.host.codec != "q4" && config.host.hadamard != "both")
     warnings.push_back(fmt::format("host.hadamard has no effect: host.codec {} is not q8 or q4", config.host.codec));
+  if (host == 0 && config.quotas.find("host=") != std::string::npos)
+    warnings.push_back("quotas: what they say of the host has no effect: host.budget is off");
   if (config.protect.recent >= config.max_sequence_tokens)
     warnings.push_back(
         fmt::format("protect.recent {} covers whole sequences (max_sequence_tokens {}): nothing ever gets cold",

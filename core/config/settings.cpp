@@ -8,6 +8,8 @@
 #include <charconv>
 #include <limits>
 
+#include "core/config/quotas.h"
+
 namespace firn {
 namespace {
 
@@ -78,6 +80,7 @@ Status check_placement(string_view text) {
 }
 
 Status check_path(string_view) { return {}; }
+Status check_quotas(string_view text) { return parse_quotas(text).status(); }
 
 constexpr Setting word(string_view key, Setting::Field field, std::span<const string_view> words,
                        string_view description) {
@@ -178,6 +181,13 @@ const Setting kSettings[] = {
           "percent of the pool that stays available when a sequence is admitted while others live"),
     bytes("retention.pin_budget", FIRN_FIELD(retention.pin_budget_bytes), 1 << 10, "auto",
           "raw bytes that pins and leases may hold together, per process; auto: a quarter of pool.budget"),
+    {.key = "quotas",
+     .kind = Kind::kText,
+     .field = FIRN_FIELD(quotas),
+     .description = "floor and ceiling of namespaces in raw bytes of the pool and frame bytes of the host tier",
+     .form = "NAME device=FLOOR..CEILING host=FLOOR..CEILING; NAME ...; each end may be left out",
+     .pattern = "^.*$",
+     .check = check_quotas},
     count("events.capacity", FIRN_FIELD(events.capacity), 16, 1 << 24, "off",
           "events kept for take_events, 112 bytes each and 33 more a block record; off: none are made"),
     word("eviction", FIRN_FIELD(eviction), kEvictions, "who leaves the pool and the host tier first"),

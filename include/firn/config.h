@@ -62,6 +62,10 @@ struct Config {
     std::uint64_t pin_budget_bytes = 0;  // what pins and leases may hold together; 0: a quarter of pool.budget
   } retention;
 
+  // What namespaces known beforehand may have: "alice device=2GiB..8GiB host=..64GiB; bob device=..4GiB". Others, and
+  // names that are not words: Manager::set_quota().
+  std::string quotas;
+
   struct Events {
     std::uint32_t capacity = 0;  // events kept for who takes them; 0: none are made
   } events;

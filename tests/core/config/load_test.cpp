@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/config/quotas.h"
 #include "core/config/settings.h"
 #include "firn/config.h"
 
@@ -51,6 +52,7 @@ pool: {budget: 1MiB, staging: 64KiB, max_step_tokens: 17}
 protect: {sinks: 5, recent: 99}
 host: {budget: 2MiB, codec: raw, placement: "spread:1,0,2", huge_pages: false}
 mover: {worker: false, queue: 9}
+quotas: a device=1MiB..
 eviction: lru
 max_sequences: 11
 max_sequence_tokens: 4096
@@ -71,6 +73,7 @@ metadata: {budget: 3MiB}
   EXPECT_FALSE(config.host.huge_pages);
   EXPECT_FALSE(config.mover.worker);
   EXPECT_EQ(config.mover.queue, 9u);
+  EXPECT_EQ(config.quotas, "a device=1MiB..");
   EXPECT_EQ(config.eviction, "lru");
   EXPECT_EQ(config.max_sequences, 11u);
   EXPECT_EQ(config.max_sequence_tokens, 4096u);
@@ -188,6 +191,8 @@ TEST(LoadConfig, WarnsOfWhatIsLegalAndUseless) {
   EXPECT_EQ(warnings("host: {codec: raw}\n"), std::vector<std::string>{"host.codec has no effect: host.budget is off"});
   EXPECT_EQ(warnings("protect: {recent: 4096}\nmax_sequence_tokens: 4096\n").size(), 1u);
   EXPECT_TRUE(warnings("pool: {budget: 1GiB}\nhost: {budget: 2GiB, codec: raw}\n").empty());
+  EXPECT_EQ(warnings("quotas: a host=..1MiB\n"),
+            std::vector<std::string>{"quotas: what they say of the host has no effect: host.budget is off"});
   EXPECT_EQ(warnings("pool: {budget: 1GiB}\nhost: {budget: 2GiB, hadamard: keys}\n"),
             std::vector<std::string>{"host.hadamard has no effect: host.codec lossless is not q8 or q4"});
   EXPECT_TRUE(
@@ -222,6 +227,47 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
   EXPECT_EQ(broken([](Config& c) { c.threads = 5000, c.max_sequences = 0; }),
             "threads: 5000 is out of range; write a whole number from 1 to 1024, or auto\n"
             "max_sequences: 0 is out of range; write a whole number from 1 to 1048576");
+}
+
+TEST(Quotas, AreOneLineOfNamesAndRanges) {
+  const auto quotas =
+      parse_quotas(" alice device=2GiB..8GiB  host=..64GiB ;bob device=1MiB..; a/b:c@d device=..4096B;");
+  ASSERT_TRUE(quotas.ok()) << quotas.status().message();
+  ASSERT_EQ(quotas->size(), 3u);
+  const auto& [alice, bob, other] = std::tie((*quotas)[0], (*quotas)[1], (*quotas)[2]);
+  EXPECT_EQ(alice.name_space, "alice");
+  EXPECT_EQ(alice.quota.device_floor, 2ull << 30);
+  EXPECT_EQ(alice.quota.device_ceiling, 8ull << 30);
+  EXPECT_EQ(alice.quota.host_floor, 0u);
+  EXPECT_EQ(alice.quota.host_ceiling, 64ull << 30);
+  EXPECT_EQ(bob.quota.device_floor, 1u << 20);
+  EXPECT_EQ(bob.quota.device_ceiling, 0u);
+  EXPECT_EQ(other.name_space, "a/b:c@d");
+  EXPECT_EQ(other.quota.device_ceiling, 4096u);
+  EXPECT_TRUE(parse_quotas("")->empty());
+}
+
+TEST(Quotas, AMistakeIsNamed) {
+  const auto wrong = [](const char* text) { return parse_quotas(text).status().message(); };
+  EXPECT_NE(wrong("alice").find("alice has no range; write NAME device=FLOOR..CEILING"), std::string::npos);
+  EXPECT_NE(wrong("device=..1GiB").find("\"device=..1GiB\" is no name"), std::string::npos);
+  EXPECT_NE(wrong("a device=..1GiB;; b device=..1GiB").find("\"\" is no name"), std::string::npos);
+  EXPECT_NE(wrong("a disk=..1GiB").find("a: \"disk=..1GiB\" is no range"), std::string::npos);
+  EXPECT_NE(wrong("a device=1GiB").find("is no range"), std::string::npos);
+  EXPECT_NE(wrong("a device=..").find("is no range"), std::string::npos);
+  EXPECT_NE(wrong("a device=..5").find("a: \"5\" is not a size"), std::string::npos) << wrong("a device=..5");
+  EXPECT_NE(wrong("a device=0B..").find("0 bytes are no quota"), std::string::npos);
+  EXPECT_EQ(wrong("a device=2GiB..1GiB"), "a: the floor 2GiB is above the ceiling 1GiB");
+  EXPECT_EQ(wrong("a device=..1GiB device=1MiB.."), "a: device is here a second time; keep one");
+  EXPECT_EQ(wrong("a device=..1GiB; a host=..1GiB"), "a is here a second time; keep one");
+  EXPECT_NE(wrong((std::string(kMaxQuotaName + 1, 'n') + " device=..1GiB").c_str()).find("is no name"),
+            std::string::npos);
+  ConfigInput input;
+  input.file = "my.yaml";
+  input.text = "quotas: >-\n  gold device=1MiB..\n  trial\n";
+  EXPECT_NE(load_config(input).status().message().find("my.yaml:1:9: quotas: gold: \"trial\" is no range"),
+            std::string::npos)
+      << load_config(input).status().message();
 }
 
 TEST(SettingsTable, IsConsistent) {

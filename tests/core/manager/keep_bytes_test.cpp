@@ -194,6 +194,27 @@ TEST_F(KeepBytes, ANamespaceAtItsHostCeilingMakesRoomItself) {
   EXPECT_EQ(m().match_prefix(others, "b").tokens, 128u) << "and nobody else does";
 }
 
+TEST_F(KeepBytes, AHostFloorIsWhatOthersCannotPushANamespaceBelow) {
+  Config config = tiered(16);
+  config.host.budget_bytes = 2u << 20;
+  make(config);
+  const Tokens mine = distinct(129, 0);
+  ASSERT_OK(m().free(compute(mine, "a")));
+  sink();
+  ASSERT_EQ(m().match_prefix(mine, "a").tokens_on_host, 128u);
+  EXPECT_EQ(m().set_quota("b", {.host_floor = 3u << 20}).code(), Code::kInvalidArgument) << "more than the tier has";
+  for (const bool kept : {true, false}) {
+    ASSERT_OK(m().set_quota("a", {.host_floor = kept ? m().usage("a").host_bytes : 0}));
+    const std::uint64_t evicted = m().stats().host_evictions;
+    for (TokenId i = 1; m().stats().host_evictions < evicted + 64; ++i) {
+      ASSERT_LT(i, 400) << "the tier is never full";
+      ASSERT_OK(m().free(compute(distinct(129, 1'000'000 * (1 + kept) + 1000 * i), "b")));
+      sink();
+    }
+    EXPECT_EQ(m().match_prefix(mine, "a").tokens, kept ? 128u : 0u);
+  }
+}
+
 TEST_F(KeepBytes, ASlotIsClearedBeforeAnotherNamespaceGetsItAndNotForTheSame) {
   ThreadPool threads(1);
   for (const bool lazy : {false, true}) {
