@@ -27,6 +27,7 @@ using Action = std::function<int()>;
 void add_calibrate_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);
 void add_doctor_command(CLI::App& app, Action& action);
+void add_dump_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_run_command(CLI::App& app, Action& action);
 void add_demo_command(CLI::App& app, Action& action);

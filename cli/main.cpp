@@ -97,6 +97,7 @@ int run_firn(int argc, char** argv) {
   firn::cli::add_config_command(app, action);
   firn::cli::add_demo_command(app, action);
   firn::cli::add_doctor_command(app, action);
+  firn::cli::add_dump_command(app, action);
   firn::cli::add_eval_command(app, action);
   firn::cli::add_plan_command(app, action);
   firn::cli::add_run_command(app, action);

@@ -17,7 +17,7 @@ namespace firn::cli {
 namespace {
 
 struct Arguments {
-  std::string model, prompt_file, prompt, tokens_out;
+  std::string model, prompt_file, prompt, tokens_out, dump;
   std::size_t max_tokens = 256;
   llama::SamplerOptions sampling;
   bool chat = false, ignore_end = false, pump = false, json = false;
@@ -55,13 +55,19 @@ Result<std::vector<TokenId>> encode_prompt(const Arguments& arguments, const std
   return llama::encode_chat(tokenizer, messages);
 }
 
-// One id a line: what comparisons of two runs are made of.
-Status write_tokens(const std::string& path, const std::vector<TokenId>& tokens) {
-  std::ofstream out(path);
-  for (const TokenId token : tokens) out << token << '\n';
+Status write_file(const std::string& path, const std::string& text) {
+  std::ofstream out(path, std::ios::binary);
+  out << text;
   out.close();
   return out ? Status()
              : Status(Code::kInvalidArgument, fmt::format("{}: cannot be written ({})", path, std::strerror(errno)));
+}
+
+// One id a line: what comparisons of two runs are made of.
+std::string lines_of(const std::vector<TokenId>& tokens) {
+  std::string text;
+  for (const TokenId token : tokens) text += fmt::format("{}\n", token);
+  return text;
 }
 
 struct Report {
@@ -70,6 +76,7 @@ struct Report {
   Generated generated;
   Clock prefill, decode;
   Stats stats;
+  std::string dump;
   double ms_per_token() const {
     return generated.tokens.empty() ? 0 : 1e3 * decode.wall_s / static_cast<double>(generated.tokens.size());
   }
@@ -146,6 +153,7 @@ Result<Report> answer(const Arguments& arguments, const std::string& text, const
   FIRN_ASSIGN(report.generated, generate(session, model, sequence, sampler, options));
   report.decode = Clock::now().since(start);
   report.stats = session.manager->stats();
+  if (!arguments.dump.empty()) report.dump = session.manager->dump();  // while the sequence still holds its blocks
   return report;
 }
 
@@ -156,7 +164,8 @@ Status run_prompt(const Arguments& arguments) {
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(arguments.model));
   FIRN_ASSIGN(Session session, Session::open(*model, loaded.config));
   FIRN_ASSIGN(const Report report, answer(arguments, text, *model, session));
-  if (!arguments.tokens_out.empty()) FIRN_TRY(write_tokens(arguments.tokens_out, report.generated.tokens));
+  if (!arguments.tokens_out.empty()) FIRN_TRY(write_file(arguments.tokens_out, lines_of(report.generated.tokens)));
+  if (!arguments.dump.empty()) FIRN_TRY(write_file(arguments.dump, report.dump));
   if (arguments.json)
     print_json(report, session.manager->config(), model->tokenizer);
   else
@@ -185,6 +194,9 @@ void add_run_command(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--seed", arguments->sampling.seed, "of sampling")->capture_default_str();
   command->add_option("--tokens-out", arguments->tokens_out, "write the generated ids, one a line")->type_name("FILE");
+  command
+      ->add_option("--dump", arguments->dump, "write who holds what there when the answer is there; firn dump shows it")
+      ->type_name("FILE");
   command->add_flag("--pump", arguments->pump, "no mover thread: blocks move between steps, in this one");
   command->add_flag("--json", arguments->json, "one JSON object with text, tokens, times and counts");
   arguments->settings.add_to(*command);

@@ -105,7 +105,7 @@ struct Arguments {
   sim::CurveOptions curve_options;
   // with a clock
   SettingFlags settings;
-  std::string device, model, html, disk_budget, objective, codec_figures;
+  std::string device, model, html, dump, disk_budget, objective, codec_figures;
   sim::EngineOptions engine;
   std::uint32_t codec_threads = 1;
   bool policy_given = false, through_manager = false;
@@ -371,6 +371,8 @@ int run_engine(Arguments& arguments) {
   }();
   if (!result.ok()) return fail(result.status());
   report_bad_lines(arguments.trace.path, result->bad_line_count, result->bad_lines, result->out_of_order);
+  if (!arguments.dump.empty())
+    if (const int code = write_text(arguments.dump, result->dump); code != kExitOk) return code;
   if (!arguments.html.empty())
     if (const int code = write_text(arguments.html, sim::report_html(arguments.trace.path, arguments.engine, *result));
         code != kExitOk)
@@ -575,6 +577,11 @@ void add_simulate_command(CLI::App& app, Action& action) {
       ->type_name("N,N");
   command->add_option("--json", arguments->json, "write the result there; - is stdout")->type_name("FILE");
   command->add_option("--html", arguments->html, "write a page with charts there")->type_name("FILE");
+  command
+      ->add_option("--dump", arguments->dump,
+                   "with --through-manager: write who holds what at the end there, in blocks made small; firn dump "
+                   "shows it")
+      ->type_name("FILE");
   command->add_option("--device", arguments->device, "configs/devices/NAME.yaml, or a file")->type_name("NAME");
   command->add_option("--model", arguments->model, "llama-3.1-8b and others, a Hugging Face config.json or a GGUF file")
       ->type_name("NAME");
@@ -593,6 +600,8 @@ void add_simulate_command(CLI::App& app, Action& action) {
   command->callback([arguments, &action] {
     if (!arguments->bookkeeping && !arguments->curve && (arguments->capacity_blocks != 0 || !arguments->tiers.empty()))
       throw CLI::RequiredError("--bookkeeping (with --capacity-blocks and --tiers)");
+    if (!arguments->dump.empty() && (!arguments->through_manager || !arguments->sweep.empty()))
+      throw CLI::RequiredError("--through-manager (with --dump, of one run)");
     action = [arguments] {
       if (arguments->curve) return run_curve(*arguments);
       return arguments->bookkeeping ? run_bookkeeping(*arguments) : run_engine(*arguments);

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "core/manager_impl.h"
 
@@ -148,64 +147,6 @@ std::vector<BlockState> ManagerImpl::block_states(SeqId id) const {
     states.push_back(worst);
   }
   return states;
-}
-
-// --- dump ---
-
-std::string ManagerImpl::dump() const {
-  const Stats stats = this->stats();
-  Lock lock(mutex_);
-  expire();
-  const Instant now = clock_();
-  nlohmann::ordered_json all;
-  all["format"] = "firn-dump-1";
-  all["now_ns"] = now.ns;
-  all["model"] = model_.name;
-  all["block_bytes"] = stats.block_bytes;
-  all["slots"] = {{"total", stats.slots_total}, {"free", stats.slots_free}, {"cached", stats.slots_cached},
-                  {"live", stats.slots_live},   {"cold", stats.slots_cold}, {"in_flight", stats.slots_in_flight}};
-  all["host"] = {
-      {"frames", stats.frames}, {"frame_bytes", stats.host_frame_bytes}, {"raw_bytes", stats.host_raw_bytes}};
-  all["pinned"] = {{"blocks", stats.pinned_blocks},
-                   {"bytes", stats.pinned_bytes},
-                   {"budget_bytes", config_.retention.pin_budget_bytes}};
-  all["leases"] = nlohmann::ordered_json::array();
-  for (const LeaseInfo& lease : retention_->leases(layout_.page_bytes))
-    all["leases"].push_back({{"id", index(lease.id)},
-                             {"owner", lease.owner},
-                             {"blocks", lease.blocks},
-                             {"bytes", lease.bytes},
-                             {"held_ns", now.ns - lease.acquired.ns},
-                             {"left_ns", lease.deadline.ns - now.ns}});
-  // By tag: the name of a namespace is its owner's secret.
-  all["namespaces"] = nlohmann::ordered_json::array();
-  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
-    const std::uint16_t id = static_cast<std::uint16_t>(i);
-    if (!namespaces_.in_use(id)) continue;
-    const Namespace& space = namespaces_[id];
-    std::uint32_t sequences = 0;
-    for (const auto& [number, seq] : sequences_) sequences += seq->name_space == id;
-    all["namespaces"].push_back({{"tag", fmt::format("{:016x}", space.tag)},
-                                 {"sequences", sequences},
-                                 {"blocks", pool_->tally(id).blocks},
-                                 {"device_bytes", pool_->tally(id).slots * layout_.page_bytes},
-                                 {"host_bytes", space.host_bytes},
-                                 {"device_floor", space.quota.device_floor},
-                                 {"device_ceiling", space.quota.device_ceiling},
-                                 {"host_floor", space.quota.host_floor},
-                                 {"host_ceiling", space.quota.host_ceiling}});
-  }
-  all["sequences"] = nlohmann::ordered_json::array();
-  for (const auto& [number, seq] : sequences_)
-    all["sequences"].push_back({{"id", number},
-                                {"namespace", fmt::format("{:016x}", namespaces_[seq->name_space].tag)},
-                                {"tokens", seq->tokens.size()},
-                                {"blocks", seq->block_count()}});
-  all["queries"] = stats.prefix_cache_queries;
-  all["hits"] = stats.prefix_cache_hits;
-  for (std::size_t i = 1; i < stats.misses.size(); ++i)
-    all["misses"][std::string(to_string(static_cast<MissReason>(i)))] = stats.misses[i];
-  return all.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 }  // namespace firn

@@ -137,6 +137,19 @@ std::vector<LeaseInfo> Retention::leases(std::uint64_t block_bytes) const {
   return list;
 }
 
+std::vector<std::pair<BlockId, std::int64_t>> Retention::pins() const {
+  std::vector<std::pair<BlockId, std::int64_t>> all;
+  for (const auto& [id, entry] : entries_)
+    if (entry.pinned_until != 0) all.emplace_back(BlockId{id}, entry.pinned_until);
+  return all;
+}
+
+std::vector<std::pair<std::uint64_t, std::vector<BlockId>>> Retention::families() const {
+  std::vector<std::pair<std::uint64_t, std::vector<BlockId>>> all;
+  for (const auto& [id, family] : families_) all.emplace_back(id, family.blocks);
+  return all;
+}
+
 Status Retention::make_family(const std::vector<BlockId>& blocks) {
   FIRN_ASSIGN(Ledger::Charge charged, charge(kLeaseBytes + blocks.size() * sizeof(BlockId)));
   for (const BlockId id : blocks) {  // the entries first: they are what can fail

@@ -62,6 +62,9 @@ class Retention {
     if (!entry || entry->family == 0) return nullptr;
     return &families_.at(entry->family).blocks;
   }
+  // For dump(), unordered: what is pinned and until when; the blocks of each family by its number.
+  std::vector<std::pair<BlockId, std::int64_t>> pins() const;
+  std::vector<std::pair<std::uint64_t, std::vector<BlockId>>> families() const;
   // What ends at this time or before; whose priority or hold has changed.
   bool due(Instant now) const {
     return (!due_.empty() && due_.begin()->first <= now.ns) ||

@@ -49,6 +49,7 @@ struct Sample {  // at the end of an interval of simulated time
 
 struct EngineResult {
   bool complete = true;
+  std::string dump;              // through the manager: who held what at the end, for firn dump
   bool through_manager = false;  // then after_miss is every block behind the first one that is missing
   std::uint64_t requests = 0, finished = 0, refused = 0, cut_short = 0;  // refused: longer than the pool
   double seconds = 0;                                                    // simulated, to the last token

@@ -181,6 +181,7 @@ Result<EngineResult> run_through_manager(const std::string& path, const TraceOpt
   sampler.look(clock.now().ns, 0, 0, /*last=*/true);
   take_requests(replayed, result);
   take_stats(manager->stats(), result);
+  result.dump = manager->dump();
   result.seconds = static_cast<double>(clock.now().ns) / 1e9;
   result.compute_busy_s = engine.counters().busy_s;
   result.prefill_s = engine.counters().prefill_s;

@@ -668,6 +668,8 @@ TEST_F(Keep, ADumpSaysWhoHoldsWhatAndNoSecret) {
   EXPECT_EQ(all["leases"][0]["owner"], "router \"7\"");
   EXPECT_EQ(all["leases"][0]["left_ns"], 5 * kSecond);
   EXPECT_EQ(all["pinned"]["blocks"], 2);
+  EXPECT_TRUE(all["pins"].empty()) << "a lease is no pin";
+  EXPECT_TRUE(all["families"].empty());
   EXPECT_EQ(all["namespaces"].size(), 2u);
 }
 

@@ -1,0 +1,186 @@
+// firn dump: who holds what in a manager, from the JSON that Manager::dump() (firn_dump_json, manager.dump(), --dump of
+// run and simulate) wrote. The file may come from anywhere, so nothing in it is believed before it is looked at.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/text.h"
+
+namespace firn::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kMaxDumpBytes = 64 << 20;
+
+Result<Json> read_dump(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return Status(Code::kInvalidArgument, fmt::format("{}: cannot be read ({})", path, std::strerror(errno)));
+  std::string text(kMaxDumpBytes + 1, '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<std::size_t>(in.gcount()));
+  if (text.size() > kMaxDumpBytes)
+    return Status(Code::kInvalidArgument, fmt::format("{}: more than {} bytes are no dump", path, kMaxDumpBytes));
+  Json all = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!all.is_object()) return Status(Code::kCorrupt, fmt::format("{}: is no JSON object, or was cut short", path));
+  if (const auto format = all.find("format"); format == all.end() || *format != "firn-dump-1")
+    return Status(Code::kCorrupt, fmt::format("{}: is no dump of a firn manager (\"format\": \"firn-dump-1\")", path));
+  return all;
+}
+
+// What is not there, or is something else, reads as 0: a dump of a later version may have left it out.
+std::uint64_t number(const Json& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_number_integer() ? found->get<std::uint64_t>() : 0;
+}
+std::int64_t signed_number(const Json& object, const char* name) {
+  return static_cast<std::int64_t>(number(object, name));
+}
+const Json& part(const Json& object, const char* name) {
+  static const Json kNone = Json::object();
+  const auto found = object.find(name);
+  return found != object.end() ? *found : kNone;
+}
+std::vector<Json> entries(const Json& object, const char* name) {
+  std::vector<Json> found;
+  for (const Json& entry : part(object, name))
+    if (entry.is_object()) found.push_back(entry);
+  return found;
+}
+
+// For a terminal: an owner's name is anything its caller wrote, escape sequences too.
+std::string plain(const Json& object, const char* name) {
+  const auto found = object.find(name);
+  std::string text = found != object.end() && found->is_string() ? found->get<std::string>() : std::string("?");
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return text;
+}
+
+std::string time_text(std::int64_t ns) {
+  const double seconds = static_cast<double>(ns) / 1e9;
+  if (seconds < 120) return fmt::format("{:.1f} s", seconds);
+  return seconds < 7200 ? fmt::format("{:.1f} min", seconds / 60) : fmt::format("{:.1f} h", seconds / 3600);
+}
+
+std::string quota_text(std::uint64_t floor, std::uint64_t ceiling) {
+  if (floor == 0 && ceiling == 0) return "";
+  return fmt::format(" ({}..{})", floor == 0 ? "" : human_bytes(floor), ceiling == 0 ? "" : human_bytes(ceiling));
+}
+
+// Rows of text under their names, as wide as the widest; numbers to the right.
+class Table {
+ public:
+  Table(std::string title, std::vector<std::string> names) : title_(std::move(title)) {
+    rows_.push_back(std::move(names));
+  }
+  void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  void print(std::uint64_t left_out) const {
+    if (rows_.size() == 1) return fmt::print("\n{}: none\n", title_);
+    fmt::print("\n{}: {}\n", title_, rows_.size() - 1 + left_out);
+    std::vector<std::size_t> widths;
+    for (const std::vector<std::string>& cells : rows_) {
+      widths.resize(std::max(widths.size(), cells.size()));
+      for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+    }
+    for (const std::vector<std::string>& cells : rows_) {
+      std::string line;
+      for (std::size_t i = 0; i < cells.size(); ++i)
+        line += i == 0 ? fmt::format("  {:<{}}", cells[i], widths[i]) : fmt::format("  {:>{}}", cells[i], widths[i]);
+      fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+    }
+    if (left_out != 0) fmt::print("  and {} more, which the dump left out\n", grouped(left_out));
+  }
+
+ private:
+  std::string title_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+void print_head(const Json& all) {
+  const Json &slots = part(all, "slots"), &host = part(all, "host"), &pinned = part(all, "pinned");
+  const std::uint64_t block_bytes = number(all, "block_bytes");
+  fmt::print("model \"{}\", blocks of {}\n", plain(all, "model"), human_bytes(block_bytes));
+  fmt::print("pool    {} slots: {} live, {} cached, {} free\n", grouped(number(slots, "total")),
+             grouped(number(slots, "live")), grouped(number(slots, "cached")), grouped(number(slots, "free")));
+  fmt::print("host    {} frames, {} of {} raw\n", grouped(number(host, "frames")),
+             human_bytes(number(host, "frame_bytes")), human_bytes(number(host, "raw_bytes")));
+  fmt::print("pinned  {} blocks, {} of {}\n", grouped(number(pinned, "blocks")), human_bytes(number(pinned, "bytes")),
+             human_bytes(number(pinned, "budget_bytes")));
+  fmt::print("asked   {} blocks, {} of them found", grouped(number(all, "queries")), grouped(number(all, "hits")));
+  std::vector<std::pair<std::uint64_t, std::string>> misses;
+  for (const auto& [name, count] : part(all, "misses").items())
+    if (const std::uint64_t many = number(part(all, "misses"), name.c_str()); many != 0)
+      misses.emplace_back(many, name);
+  std::stable_sort(misses.begin(), misses.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (const auto& [many, name] : misses) fmt::print("; {} {}", grouped(many), name);
+  fmt::print("\n");
+}
+
+void print_kept(const Json& all) {
+  const Json& left_out = part(all, "left_out");
+  Table leases("leases", {"owner", "lease", "blocks", "bytes", "held for", "ends in"});
+  for (const Json& one : entries(all, "leases"))
+    leases.row({plain(one, "owner"), std::to_string(number(one, "id")), grouped(number(one, "blocks")),
+                human_bytes(number(one, "bytes")), time_text(signed_number(one, "held_ns")),
+                time_text(signed_number(one, "left_ns"))});
+  leases.print(number(left_out, "leases"));
+  Table pins("pins", {"namespace", "blocks", "bytes", "ends in"});
+  for (const Json& one : entries(all, "pins"))
+    pins.row({plain(one, "namespace"), grouped(number(one, "blocks")), human_bytes(number(one, "bytes")),
+              time_text(signed_number(one, "left_ns"))});
+  pins.print(number(left_out, "pins"));
+  Table families("families", {"namespace", "family", "blocks", "bytes", "on device", "held"});
+  for (const Json& one : entries(all, "families"))
+    families.row({plain(one, "namespace"), std::to_string(number(one, "id")), grouped(number(one, "blocks")),
+                  human_bytes(number(one, "bytes")), grouped(number(one, "on_device")), grouped(number(one, "held"))});
+  families.print(number(left_out, "families"));
+}
+
+void print_users(const Json& all) {
+  Table spaces("namespaces", {"tag", "sequences", "blocks", "device (quota)", "host (quota)"});
+  for (const Json& one : entries(all, "namespaces"))
+    spaces.row(
+        {plain(one, "tag"), grouped(number(one, "sequences")), grouped(number(one, "blocks")),
+         human_bytes(number(one, "device_bytes")) +
+             quota_text(number(one, "device_floor"), number(one, "device_ceiling")),
+         human_bytes(number(one, "host_bytes")) + quota_text(number(one, "host_floor"), number(one, "host_ceiling"))});
+  spaces.print(0);
+  Table sequences("sequences", {"namespace", "sequence", "tokens", "blocks", ""});
+  for (const Json& one : entries(all, "sequences"))
+    sequences.row({plain(one, "namespace"), std::to_string(number(one, "id")), grouped(number(one, "tokens")),
+                   grouped(number(one, "blocks")), part(one, "preempted") == true ? "preempted" : ""});
+  sequences.print(number(part(all, "left_out"), "sequences"));
+}
+
+}  // namespace
+
+void add_dump_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("dump", "who holds what: leases, pins, families, namespaces, sequences");
+  auto path = std::make_shared<std::string>();
+  command->add_option("file", *path, "what Manager::dump(), firn_dump_json() or --dump of run and simulate wrote")
+      ->required()
+      ->type_name("FILE");
+  command->callback([path, &action] {
+    action = [path] {
+      const Result<Json> all = read_dump(*path);
+      if (!all.ok()) return fail(all.status());
+      print_head(*all);
+      print_kept(*all);
+      print_users(*all);
+      return kExitOk;
+    };
+  });
+}
+
+}  // namespace firn::cli
