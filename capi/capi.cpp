@@ -50,8 +50,8 @@ static_assert(FIRN_FIDELITY_EXACT == static_cast<int>(firn::Fidelity::kExact) &&
               FIRN_FIDELITY_DERIVED == static_cast<int>(firn::Fidelity::kDerived));
 static_assert(FIRN_MISS_GROUP == static_cast<int>(firn::MissReason::kGroup) &&
               FIRN_MISS_DEVICE_LOST == static_cast<int>(firn::MissReason::kDeviceLost) &&
-              FIRN_MISS_DEVICE_LOST + 1 == static_cast<int>(firn::MissReason::kCount));
-static_assert(FIRN_MISS_DEVICE_LOST == static_cast<int>(firn::MissReason::kDeviceLost));
+              FIRN_MISS_IDENTITY == static_cast<int>(firn::MissReason::kIdentity) &&
+              FIRN_MISS_IDENTITY + 1 == static_cast<int>(firn::MissReason::kCount));
 static_assert(FIRN_EVENT_CLEARED == static_cast<int>(firn::EventKind::kCleared) &&
               FIRN_EVENT_REMOVED == static_cast<int>(firn::EventKind::kRemoved));
 static_assert(FIRN_ADMIT_RESERVE == static_cast<int>(firn::Admission::kReserve));

@@ -40,6 +40,8 @@ std::string_view advice(MissReason reason) {
       return "the namespace without a name has these tokens, and the request did not look there; set shared_scope";
     case MissReason::kFiltered:
       return "its frames failed to decode again and again, so it was not stored any more, and then left the pool";
+    case MissReason::kIdentity:
+      return "these tokens are here without this request's adapter or media, which make them another block";
     case MissReason::kDeviceLost:
       return "it was in the pool of a device that was lost, and had no copy below; it has to be computed again";
   }

@@ -460,6 +460,8 @@ std::string_view to_string(MissReason reason) {
       return "filtered";
     case MissReason::kDeviceLost:
       return "device_lost";
+    case MissReason::kIdentity:
+      return "identity";
     case MissReason::kCount:
       break;
   }

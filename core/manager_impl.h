@@ -218,6 +218,7 @@ class ManagerImpl final : public Manager {
   Key block_key(const Sequence& seq, std::uint32_t i, const Key& before, std::span<const TokenId> tokens) const;
   std::vector<Key> sequence_keys(const Sequence& seq, std::uint32_t blocks) const;
   bool public_has(const Scope& scope, std::span<const TokenId> tokens) const;
+  bool plain_has(const Scope& scope, const Key& before, std::span<const TokenId> tokens) const;
   Scope make_scope(const BeginOptions& options, std::size_t tokens) const;  // of names that are known or not
   KeyChain chain_of(std::string_view name_space) const;
   std::uint16_t space_of(const Sequence& seq, std::uint32_t block) const {

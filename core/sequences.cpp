@@ -244,6 +244,9 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   if (point == 0 && usable != 0 && found.match.first_miss == MissReason::kNeverStored &&
       public_has(scope, tokens.first(kBlockTokens)))
     found.match.first_miss = MissReason::kNamespace;
+  if (point == run && found.match.first_miss == MissReason::kNeverStored && scope.extras &&
+      plain_has(scope, last, tokens.subspan(point * kBlockTokens, kBlockTokens)))
+    found.match.first_miss = MissReason::kIdentity;
   found.match.tokens_found = found.block_count() * kBlockTokens;
   if (lossy_ && config_.protect.tail == "recompute") recompute_tail(found);
   for (std::uint32_t i = 0; i < found.block_count(); ++i) {
@@ -304,6 +307,12 @@ bool ManagerImpl::public_has(const Scope& scope, std::span<const TokenId> tokens
     return false;
   std::vector<BlockId> ids;
   return look_up(next_key(open, scope.extras, {}, tokens, 0), Fidelity::kDerived, ids).any;
+}
+
+// Whether this namespace has the block as it is without the request's adapter and media.
+bool ManagerImpl::plain_has(const Scope& scope, const Key& before, std::span<const TokenId> tokens) const {
+  std::vector<BlockId> ids;
+  return look_up(scope.own.next(before, tokens), Fidelity::kDerived, ids).any;
 }
 
 KeyChain ManagerImpl::chain_of(std::string_view name_space) const {

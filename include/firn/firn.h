@@ -203,7 +203,8 @@ enum {
   FIRN_MISS_GROUP = 9,
   FIRN_MISS_NAMESPACE = 10,
   FIRN_MISS_FILTERED = 11,
-  FIRN_MISS_DEVICE_LOST = 12
+  FIRN_MISS_DEVICE_LOST = 12,
+  FIRN_MISS_IDENTITY = 13
 };
 FIRN_C_API const char* firn_miss_name(uint32_t reason);
 

@@ -26,6 +26,7 @@ enum class MissReason : std::uint8_t {
   kNamespace,      // the namespace without a name has it, and the request did not look there
   kFiltered,       // it was kept out of the tier below on purpose, because its frames did not decode, and left the pool
   kDeviceLost,     // it was in the pool of a device that was lost, and had no copy below
+  kIdentity,       // these tokens are here, computed without this request's adapter or media
   kCount,
 };
 FIRN_API std::string_view to_string(MissReason reason);

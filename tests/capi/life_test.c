@@ -217,7 +217,7 @@ int main(void) {
 
   /* Knowing: hits and misses make up all queries. */
   double misses = 0;
-  for (uint32_t reason = 1; reason <= FIRN_MISS_DEVICE_LOST; ++reason) {
+  for (uint32_t reason = 1; reason <= FIRN_MISS_IDENTITY; ++reason) {
     char name[64];
     snprintf(name, sizeof name, "misses.%s", firn_miss_name(reason));
     misses += stat(manager, name);

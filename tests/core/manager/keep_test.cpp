@@ -320,9 +320,21 @@ TEST_F(Keep, EveryReasonThatBookkeepingCanGiveIsExplainedAsBeginCountsIt) {
   EXPECT_EQ(reason(tokens, {.name_space = {}, .read_cache = false}), MissReason::kNotRead);
   EXPECT_EQ(reason(tokens, {.name_space = "tenant"}), MissReason::kNamespace) << "it is in the open, and was not asked";
   EXPECT_EQ(reason(tokens, {.name_space = "tenant", .shared_scope = ""}), MissReason::kPartialTail);
+  BeginOptions adapted;
+  adapted.extras.adapter = "lora";
+  EXPECT_EQ(reason(tokens, adapted), MissReason::kIdentity) << "it is here, of the model as it is";
+  adapted.extras = {.adapter = {}, .media = {{20, 8, "cat"}}};
+  EXPECT_EQ(reason(tokens, adapted), MissReason::kIdentity);
+  EXPECT_EQ(m().match_prefix(tokens, adapted).tokens, 16u) << "up to the picture";
+  adapted.name_space = "tenant";
+  EXPECT_EQ(reason(tokens, adapted), MissReason::kNamespace) << "its first block has no part of the picture";
+  adapted.extras.adapter = "lora";
+  EXPECT_EQ(reason(tokens, adapted), MissReason::kNeverStored) << "what others have is not told";
   ASSERT_OK(press(10, 9000));
   EXPECT_EQ(reason(tokens), MissReason::kEvictedDevice);
   EXPECT_EQ(m().explain(tokens).blocks[1].reason, MissReason::kAfterMiss);
+  adapted.name_space = {};
+  EXPECT_EQ(reason(tokens, adapted), MissReason::kNeverStored) << "and not of the model as it is any more";
 }
 
 // --- retention ---
