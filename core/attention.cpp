@@ -275,7 +275,10 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                                                   .state = workspace_.address,
                                                   .first = first,
                                                   .last = last,
-                                                  .partials = workspace_.address + workspace_.bytes / 2}));
+                                                  .partials = workspace_.address + workspace_.bytes / 2,
+                                                  .mass = params.mass,
+                                                  .mass_blocks = params.mass_blocks,
+                                                  .mass_scratch = params.mass_scratch}));
     if (!wave.staged.empty()) staging_read_ = fence;
   }
   return fence;

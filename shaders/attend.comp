@@ -24,6 +24,7 @@ layout(constant_id = 4) const uint kValueDim = 64;
 layout(constant_id = 5) const uint kPairs = 4;  // of a workgroup: query heads of the group, and rows
 layout(constant_id = 6) const uint kLanes = 8;  // that share a key row; a power of two
 layout(constant_id = 7) const uint kFold = 0;
+layout(constant_id = 8) const uint kMass = 0;
 layout(push_constant) uniform Push { AttendPush p; };
 
 const uint kElementBytes = kDtype == kF32 ? 4u : 2u;
@@ -227,6 +228,17 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
     sums[thread] = sum;
   }
   barrier();
+  // A segment is a block. Splits that a pair does not see stay as they were cleared.
+  if (kMass != 0u)
+    for (uint i = thread; i < pair_count * (kSegments + 1u); i += kThreads) {
+      const uint pair = i / (kSegments + 1u), at = i % (kSegments + 1u);
+      const uint row = item.row + (first_pair + pair) / group;
+      const uint query_head = kv_head * group + (first_pair + pair) % group;
+      if (sums[pair] == 0.0) continue;
+      const uvec2 cell = element_of(
+          p.mass_scratch, (row * p.query_heads + query_head) * p.mass_splits + item.split / kTokensOfSplit, kMassBytes);
+      FloatAt(offset_by(cell, at * 4u)).value = at < kSegments ? segments[pair * kSegments + at] : maxima[pair];
+    }
 
   // Values.
   const uint value_lane = thread % kValueLanes, value_group = thread / kValueLanes;

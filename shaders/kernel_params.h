@@ -13,6 +13,8 @@ struct uvec2 {
 
 const uint kF16 = 1, kBf16 = 2, kF32 = 3;  // Dtype
 const uint kTokensOfBlock = 16, kTokensOfSplit = 256;
+const uint kBlocksOfSplit = kTokensOfSplit / kTokensOfBlock;
+const uint kMassBytes = (kBlocksOfSplit + 1u) * 4u;  // of a row, query head and split in mass_scratch
 const uint kNoRange = 0xFFFFFFFFu;
 
 struct AppendPush {
@@ -40,10 +42,12 @@ struct AttendPush {
   uvec2 views, items;        // tables of BlockView and AttendItem
   uvec2 first_rows;          // u32 an item: its first row in partials
   uvec2 ranges, order;       // RowRange; u32: items by range, ascending by split
+  uvec2 mass_scratch;        // f32, where a shader of its own variant is asked for it
   uint query_heads, kv_heads;
   uint base;  // first item (partial results) or range (folding) of this dispatch
   uint window;
   float scale, soft_cap;
+  uint mass_splits;  // of a row and query head in mass_scratch
 };
 
 // Rows that share their items.
@@ -60,6 +64,12 @@ struct FoldPush {
   uint query_heads;
   uint row_base;
   uint first, last;
+};
+
+struct MassPush {
+  uvec2 state, mass_scratch, mass;  // f32
+  uint query_heads, mass_blocks, mass_splits;
+  uint row_base;
 };
 
 #ifdef __cplusplus

@@ -21,6 +21,14 @@ constexpr std::uint64_t accumulator_floats(const KvShape& shape) { return std::u
 // Partials begin with one u32 an item, the item's first partial row; the rows follow on the next 64-byte boundary.
 constexpr std::uint64_t partial_table_bytes(std::uint64_t item_count) { return (item_count * 4 + 63) / 64 * 64; }
 
+// mass_scratch: for each (row, query head, split) the sums of exp(logit - maximum of the split) over the tokens of each
+// of the split's blocks, then that maximum. What the rows' final maximum and sum make of them is known only after the
+// last wave, when the keys of the first are gone.
+inline constexpr std::uint32_t kMassFloats = kSplitTokens / kBlockTokens + 1;
+constexpr std::uint32_t mass_splits(std::uint32_t mass_blocks) {
+  return mass_blocks / (kSplitTokens / kBlockTokens) + (mass_blocks % (kSplitTokens / kBlockTokens) != 0);
+}
+
 // kInvalidArgument: says which number of which item cannot be. Backends call it first, so that a kernel may trust its
 // batch.
 Status validate(const KvShape& shape);

@@ -24,6 +24,22 @@ Status validate(const AttendBatch& batch, const AttendItem& item) {
     return invalid("views {} to {} do not lie within the batch's {} views", item.view, last_view, batch.views.size());
   if (std::uint64_t{item.position} + item.row_count > ~std::uint32_t{0})
     return invalid("position {} with {} rows does not fit 32 bits", item.position, item.row_count);
+  const std::uint64_t blocks = (std::uint64_t{item.split} + item.token_count + kBlockTokens - 1) / kBlockTokens;
+  if (batch.mass != 0 && blocks > batch.mass_blocks)
+    return invalid("tokens up to {} are {} blocks, more than mass_blocks {}",
+                   std::uint64_t{item.split} + item.token_count, blocks, batch.mass_blocks);
+  return {};
+}
+
+Status validate_mass(const AttendBatch& batch) {
+  constexpr std::uint64_t kMost = ~std::uint32_t{0};  // kernels count in 32 bits
+  const std::uint64_t heads = std::uint64_t{batch.row_count} * batch.query_heads;
+  if (heads > kMost || (batch.mass_blocks != 0 && heads > kMost / batch.mass_blocks))
+    return invalid("mass_blocks {} times {} rows of {} query heads does not fit 32 bits", batch.mass_blocks,
+                   batch.row_count, batch.query_heads);
+  if (batch.mass_scratch == 0 || (batch.mass | batch.mass_scratch) % sizeof(float) != 0)
+    return invalid("mass and mass_scratch must be multiples of 4, and mass_scratch be set to {} bytes",
+                   Kernels::mass_bytes(batch.query_heads, batch.row_count, batch.mass_blocks));
   return {};
 }
 
@@ -39,6 +55,10 @@ std::uint64_t Kernels::partial_bytes(const AttendBatch& batch) {
 
 std::uint64_t Kernels::state_bytes(const KvShape& shape, std::uint32_t query_heads, std::uint32_t row_count) {
   return std::uint64_t{row_count} * query_heads * accumulator_floats(shape) * sizeof(float);
+}
+
+std::uint64_t Kernels::mass_bytes(std::uint32_t query_heads, std::uint32_t row_count, std::uint32_t mass_blocks) {
+  return std::uint64_t{row_count} * query_heads * mass_splits(mass_blocks) * kMassFloats * sizeof(float);
 }
 
 Status validate(const KvShape& shape) {
@@ -85,6 +105,7 @@ Status validate(const AttendBatch& batch) {
     return invalid("attend: q, state and, in the last wave, out must be set");
   if (!batch.items.empty() && batch.partials == 0)
     return invalid("attend: partials must be set to {} bytes", Kernels::partial_bytes(batch));
+  if (batch.mass != 0) FIRN_TRY(validate_mass(batch).with_context("attend"));
   for (std::size_t i = 0; i < batch.items.size(); ++i)
     if (Status status = validate(batch, batch.items[i]); !status.ok())
       return status.with_context(fmt::format("attend: item {}", i));

@@ -2,8 +2,8 @@
 //
 //   1. Splits of few rows (decode): a task attends some heads of one split and leaves partial results.
 //   2. Tiles of rows: a task takes the rows' items in their order, folds the partial results of pass 1, attends splits
-//   of
-//      many rows (prefill) itself and folds them at once, and finishes the rows in the last wave.
+//      of many rows (prefill) itself and folds them at once, and finishes the rows in the last wave.
+//   3. Where attention mass is asked for, in the last wave: a task puts one row's together.
 //
 // How rows, heads and splits are spread over tasks decides who computes, never what: attend_kernel.cpp.
 #include <algorithm>
@@ -100,6 +100,13 @@ Plan make_plan(const AttendBatch& batch, const std::vector<std::unique_ptr<Atten
   return plan;
 }
 
+// Where the sums by block of a (row, query head, split) are. Only where the batch asks for mass.
+float* mass_of(const Plan& plan, std::uint64_t row, std::uint32_t query_head, std::uint32_t split_index) {
+  const std::uint64_t splits = mass_splits(plan.batch.mass_blocks);
+  return pointer<float>(plan.batch.mass_scratch) +
+         ((row * plan.batch.query_heads + query_head) * splits + split_index) * kMassFloats;
+}
+
 // The pairs of an item that one part of pass 1 attends; may be none.
 PairTile tile_of_part(const Plan& plan, const AttendItem& item, std::uint32_t part) {
   const std::uint32_t item_end = (item.row + item.row_count) * plan.group;
@@ -113,14 +120,17 @@ PairTile tile_of_part(const Plan& plan, const AttendItem& item, std::uint32_t pa
 
 void store_partial(const Plan& plan, std::size_t i, const PairTile& tile, const AttendScratch& scratch) {
   const std::uint32_t value_dim = plan.batch.shape.value_dim;
+  const std::uint32_t split_index = plan.batch.items[i].split / kSplitTokens;
   std::uint32_t slot = 0;
   for (std::uint32_t head = tile.kv_head_begin; head < tile.kv_head_end; ++head)
     for (std::uint32_t pair = tile.pair_begin; pair < tile.pair_end; ++pair, ++slot) {
       const std::uint64_t row = std::uint64_t{plan.first_partial[i]} + (pair / plan.group - plan.batch.items[i].row);
-      float* to = plan.accumulator_of(plan.partials, row, head * plan.group + pair % plan.group);
+      const std::uint32_t query_head = head * plan.group + pair % plan.group;
+      float* to = plan.accumulator_of(plan.partials, row, query_head);
       std::memcpy(to, scratch.values.data() + std::size_t{slot} * padded(value_dim), value_dim * sizeof(float));
       to[value_dim] = scratch.maximum[slot];
       to[value_dim + 1] = scratch.sum[slot];
+      if (plan.batch.mass != 0) sum_blocks(scratch, slot, mass_of(plan, pair / plan.group, query_head, split_index));
     }
 }
 
@@ -164,6 +174,8 @@ void fold_item(const Plan& plan, std::size_t i, const PairTile& tile, AttendScra
       const std::uint32_t slot = pair - part.pair_begin;
       fold(state, scratch.values.data() + std::size_t{slot} * padded(value_dim), scratch.maximum[slot],
            scratch.sum[slot], value_dim);
+      if (plan.batch.mass != 0)
+        sum_blocks(scratch, slot, mass_of(plan, pair / plan.group, query_head, item.split / kSplitTokens));
     }
   }
 }
@@ -193,6 +205,21 @@ void attend_tile(const Plan& plan, std::size_t task, AttendScratch& scratch) {
   }
 }
 
+// Heads ascend within each block, so that no number of tasks changes a sum.
+void gather_mass(const Plan& plan, std::size_t row, AttendScratch&) {
+  const AttendBatch& batch = plan.batch;
+  constexpr std::uint32_t blocks = kSplitTokens / kBlockTokens;
+  float* out = pointer<float>(batch.mass) + row * batch.mass_blocks;
+  for (std::uint32_t first = 0; first < batch.mass_blocks; first += blocks) {
+    float mass[blocks] = {};
+    for (std::uint32_t head = 0; head < batch.query_heads; ++head) {
+      const float* state = plan.accumulator_of(plan.state, row, head) + batch.shape.value_dim;
+      add_mass(mass_of(plan, row, head, first / blocks), state[0], state[1], mass);
+    }
+    std::memcpy(out + first, mass, std::min(blocks, batch.mass_blocks - first) * sizeof(float));
+  }
+}
+
 using Task = void (*)(const Plan&, std::size_t, AttendScratch&);
 
 void run(const Plan& plan, ThreadPool& threads, std::size_t count, bool alone, Task task) {
@@ -212,6 +239,10 @@ void run(const Plan& plan, ThreadPool& threads, std::size_t count, bool alone, T
 void attend(const AttendBatch& batch, ThreadPool& threads, const std::vector<std::unique_ptr<AttendScratch>>& scratch) {
   if (batch.row_count == 0) return;
   const Plan plan = make_plan(batch, scratch, threads.size());
+  const std::uint64_t mass_bytes =
+      batch.mass != 0 ? Kernels::mass_bytes(batch.query_heads, batch.row_count, batch.mass_blocks) : 0;
+  // Splits without an item count as nothing.
+  if (mass_bytes != 0 && batch.first) std::memset(pointer<std::byte>(batch.mass_scratch), 0, mass_bytes);
   if (plan.partial_rows_max != 0) {
     const std::size_t runs = divide_up(batch.items.size(), plan.items_a_task);
     const std::size_t count = runs * plan.head_parts * plan.pair_parts;
@@ -220,6 +251,7 @@ void attend(const AttendBatch& batch, ThreadPool& threads, const std::vector<std
   const std::uint64_t fold_bytes = (plan.partial_rows + batch.row_count) * batch.query_heads * plan.accumulator * 4;
   run(plan, threads, std::size_t{plan.tiles} * batch.shape.kv_heads,
       !plan.folds_in_place && fold_bytes < 2 * kInlineBytes, attend_tile);
+  if (mass_bytes != 0 && batch.last) run(plan, threads, batch.row_count, mass_bytes < kInlineBytes, gather_mass);
 }
 
 }  // namespace firn::cpu

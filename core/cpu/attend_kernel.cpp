@@ -38,6 +38,8 @@ constexpr std::uint32_t kChunkRegs = 4;          // registers of a value row wor
 constexpr std::uint32_t kMaxStreamedPairs = 16;  // up to here reading takes longer than computing
 constexpr std::uint32_t kStepsAhead = 12;        // heads of blocks asked for ahead
 constexpr float kInfinity = __builtin_inff();
+constexpr std::uint32_t kBlocksOfSplit = kSplitTokens / kBlockTokens;
+static_assert(kBlocksOfSplit % kLanes == 0);
 
 // Rows of one head of one block: token t begins at base + t * stride.
 struct Rows {
@@ -605,6 +607,24 @@ void Fold(float* state, const float* values, float maximum, float sum, std::uint
   state_sum = scaled + sum * new_factor;
 }
 
+void SumBlocks(const AttendScratch& scratch, std::uint32_t slot, float* to) {
+  std::fill_n(to, kBlocksOfSplit, 0.0f);
+  to[kBlocksOfSplit] = scratch.maximum[slot];
+  // Weights of the blocks in between are zero where the pair does not see; others were never written.
+  const float* weights = scratch.logits.data() + std::size_t{slot} * kLogitStride;
+  for (std::uint32_t block = scratch.begin[slot] / kBlockTokens; block * kBlockTokens < scratch.end[slot]; ++block)
+    for (std::uint32_t t = 0; t < kBlockTokens; ++t) to[block] += weights[block * kBlockTokens + t];
+}
+
+void AddMass(const float* blocks, float maximum, float sum, float* mass) {
+  const DF d;
+  // Nothing was seen; or nobody touched this split, which a maximum of zero above the final one gives away.
+  if (sum == 0 || blocks[kBlocksOfSplit] > maximum) return;
+  const VF factor = hn::Set(d, exp_of(blocks[kBlocksOfSplit] - maximum) / sum);
+  for (std::uint32_t i = 0; i < kBlocksOfSplit; i += kLanes)
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, blocks + i), factor, hn::LoadU(d, mass + i)), d, mass + i);
+}
+
 void Finish(const float* state, float* out, std::uint32_t value_dim) {
   const float sum = state[value_dim + 1];
   for (std::uint32_t i = 0; i < value_dim; ++i) out[i] = sum != 0 ? state[i] / sum : 0.0f;
@@ -665,6 +685,8 @@ namespace firn::cpu {
 
 HWY_EXPORT(AttendSplit);
 HWY_EXPORT(Fold);
+HWY_EXPORT(SumBlocks);
+HWY_EXPORT(AddMass);
 HWY_EXPORT(Finish);
 HWY_EXPORT(AppendRows);
 
@@ -679,6 +701,14 @@ void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTi
 
 void fold(float* state, const float* values, float maximum, float sum, std::uint32_t value_dim) {
   HWY_DYNAMIC_DISPATCH(Fold)(state, values, maximum, sum, value_dim);
+}
+
+void sum_blocks(const AttendScratch& scratch, std::uint32_t slot, float* to) {
+  HWY_DYNAMIC_DISPATCH(SumBlocks)(scratch, slot, to);
+}
+
+void add_mass(const float* blocks, float maximum, float sum, float* mass) {
+  HWY_DYNAMIC_DISPATCH(AddMass)(blocks, maximum, sum, mass);
 }
 
 void finish(const float* state, float* out, std::uint32_t value_dim) {

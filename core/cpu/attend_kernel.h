@@ -56,6 +56,11 @@ void attend_split(const AttendBatch& batch, const AttendItem& item, const PairTi
                   const Neighbours& neighbours = {});
 // Adds a partial result to an accumulator: state [value_dim + 2].
 void fold(float* state, const float* values, float maximum, float sum, std::uint32_t value_dim);
+// What a slot's weights, left by attend_split, come to by block: to [kMassFloats] (core/base/attention.h).
+void sum_blocks(const AttendScratch& scratch, std::uint32_t slot, float* to);
+// mass[block] += the share that one query head gave to the blocks of a split, by what sum_blocks left and the head's
+// final state.
+void add_mass(const float* blocks, float maximum, float sum, float* mass);
 // Divides by the sum; zeros where nothing was folded.
 void finish(const float* state, float* out, std::uint32_t value_dim);
 

@@ -4,6 +4,7 @@
 //   result.
 //   2. Ranges of many rows (prefill): one workgroup for each (tile of pairs, key-value head) walks through its splits.
 //   3. One workgroup for each (row, query head) folds the partial results of 1 and finishes the row in the last wave.
+//   4. Where attention mass is asked for, in the last wave: one invocation for each (row, block).
 //
 // Each step is cut where its work would make a submission too long: a driver's watchdog takes a busy GPU for a hung
 // one.
@@ -19,7 +20,7 @@ namespace firn::vk {
 namespace {
 
 constexpr std::uint32_t kMaxGroups = 65535;
-constexpr std::uint32_t kThreads = 128, kFoldThreads = 64;
+constexpr std::uint32_t kThreads = 128, kFoldThreads = 64, kMassThreads = 64;
 constexpr std::uint32_t kMostPairs = 8;  // accumulators of a thread stay in registers: 8 a pair
 
 }  // namespace
@@ -67,7 +68,7 @@ DeviceKernels::AttendShape DeviceKernels::attend_shape(const AttendBatch& batch,
 Result<VkPipeline> DeviceKernels::attend_pipeline(const AttendBatch& batch, const AttendShape& shape, bool fold) {
   return pipeline(k_attend_shader,
                   {shape.threads, static_cast<std::uint32_t>(batch.shape.dtype), shape.unit, batch.shape.head_dim,
-                   batch.shape.value_dim, shape.pairs, shape.lanes, fold ? 1u : 0u});
+                   batch.shape.value_dim, shape.pairs, shape.lanes, fold ? 1u : 0u, batch.mass != 0 ? 1u : 0u});
 }
 
 namespace {
@@ -99,6 +100,13 @@ std::uint64_t all_state_bytes(const AttendBatch& batch) {
   return Kernels::state_bytes(batch.shape, batch.query_heads, batch.row_count);
 }
 
+// Attention mass of some rows.
+void add_mass_scratch(RangeSet& ranges, const AttendBatch& batch, std::uint32_t row, std::uint32_t row_count) {
+  if (batch.mass == 0) return;
+  ranges.add(batch.mass_scratch + Kernels::mass_bytes(batch.query_heads, row, batch.mass_blocks),
+             Kernels::mass_bytes(batch.query_heads, row_count, batch.mass_blocks));
+}
+
 shaders::AttendPush push_of(const AttendBatch& batch) {
   shaders::AttendPush push{};
   push.q = halves(batch.q);
@@ -109,6 +117,8 @@ shaders::AttendPush push_of(const AttendBatch& batch) {
   push.window = batch.window;
   push.scale = batch.scale;
   push.soft_cap = batch.soft_cap;
+  push.mass_scratch = halves(batch.mass_scratch);
+  push.mass_splits = mass_splits(batch.mass_blocks);
   return push;
 }
 
@@ -140,6 +150,7 @@ Status DeviceKernels::add_partials(Work& work, const AttendBatch& batch, Plan& p
       tiles = std::max(tiles, of_item);
       operation.work_bytes += of_item * plan.split_bytes;
       add_item(operation.access.reads, batch, item);
+      add_mass_scratch(operation.access.writes, batch, item.row, item.row_count);
     }
     operation.access.reads.add(batch.q, query_bytes(batch));
     operation.access.writes.add(batch.partials, Kernels::partial_bytes(batch));
@@ -186,6 +197,7 @@ Status DeviceKernels::add_folding(Work& work, const AttendBatch& batch, Plan& pl
       const std::uint64_t row_bytes = Kernels::state_bytes(batch.shape, batch.query_heads, 1);
       operation.access.reads.add(batch.state + range.row * row_bytes, range.row_count * row_bytes);
       operation.access.writes.add(batch.state + range.row * row_bytes, range.row_count * row_bytes);
+      add_mass_scratch(operation.access.writes, batch, range.row, range.row_count);
       operation.work_bytes = part.count * item_bytes;
       shaders::AttendPush push = push_of(batch);
       push.views = halves(plan.views);
@@ -236,6 +248,48 @@ Status DeviceKernels::add_fold(Work& work, const AttendBatch& batch, Plan& plan)
     operation.set_push(push);
     operation.groups[0] = count;
     operation.groups[1] = batch.query_heads;
+    work.add(std::move(operation));
+  }
+  return {};
+}
+
+// 4. Before the first wave: splits without an item count as nothing. After the fold of the last wave: the sums.
+Status DeviceKernels::clear_mass(Work& work, const AttendBatch& batch) {
+  Operation operation;
+  operation.name = "attend, clearing mass";
+  operation.fill_bytes = Kernels::mass_bytes(batch.query_heads, batch.row_count, batch.mass_blocks);
+  const auto place = memory_.find(batch.mass_scratch, operation.fill_bytes);
+  if (!place) return Status(Code::kInvalidArgument, "attend: mass_scratch does not lie in a region of this device");
+  operation.fill_buffer = place->buffer;
+  operation.fill_offset = place->offset;
+  operation.work_bytes = operation.fill_bytes;
+  add_mass_scratch(operation.access.writes, batch, 0, batch.row_count);
+  work.add(std::move(operation));
+  return {};
+}
+
+Status DeviceKernels::add_mass(Work& work, const AttendBatch& batch) {
+  FIRN_ASSIGN(const VkPipeline code, pipeline(k_mass_shader, {kMassThreads, batch.shape.value_dim}));
+  shaders::MassPush push{};
+  push.state = halves(batch.state);
+  push.mass_scratch = halves(batch.mass_scratch);
+  push.mass = halves(batch.mass);
+  push.query_heads = batch.query_heads;
+  push.mass_blocks = batch.mass_blocks;
+  push.mass_splits = mass_splits(batch.mass_blocks);
+  for (std::uint32_t row = 0; row < batch.row_count; row += kMaxGroups) {
+    Operation operation;
+    operation.name = "attend, mass";
+    operation.pipeline = code;
+    operation.groups[0] = (batch.mass_blocks + kMassThreads - 1) / kMassThreads;
+    operation.groups[1] = std::min(kMaxGroups, batch.row_count - row);
+    operation.access.reads.add(batch.state, all_state_bytes(batch));
+    add_mass_scratch(operation.access.reads, batch, row, operation.groups[1]);
+    operation.access.writes.add(batch.mass + std::uint64_t{row} * batch.mass_blocks * 4,
+                                std::uint64_t{operation.groups[1]} * batch.mass_blocks * 4);
+    operation.work_bytes = Kernels::mass_bytes(batch.query_heads, operation.groups[1], batch.mass_blocks);
+    push.row_base = row;
+    operation.set_push(push);
     work.add(std::move(operation));
   }
   return {};
@@ -298,9 +352,12 @@ Result<Fence> DeviceKernels::attend(const AttendBatch& batch) {
     plan.items = work.upload(batch.items);
     plan.first_rows_at = work.upload(std::span<const std::uint32_t>(plan.first_rows));
     plan.order_at = work.upload(std::span<const std::uint32_t>(plan.order));
+    const bool mass = batch.mass != 0 && batch.mass_blocks != 0 && batch.row_count != 0;
+    if (mass && batch.first) FIRN_TRY(clear_mass(work, batch));
     if (few) FIRN_TRY(add_partials(work, batch, plan));
     if (many) FIRN_TRY(add_folding(work, batch, plan));
     if (batch.row_count != 0) FIRN_TRY(add_fold(work, batch, plan));
+    if (mass && batch.last) FIRN_TRY(add_mass(work, batch));
     return {};
   });
 }

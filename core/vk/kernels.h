@@ -32,6 +32,8 @@ class DeviceKernels final : public Kernels {
   Status add_partials(Work& work, const AttendBatch& batch, Plan& plan);
   Status add_folding(Work& work, const AttendBatch& batch, Plan& plan);
   Status add_fold(Work& work, const AttendBatch& batch, Plan& plan);
+  Status clear_mass(Work& work, const AttendBatch& batch);
+  Status add_mass(Work& work, const AttendBatch& batch);
 
   Context& context_;
   DeviceMemory& memory_;

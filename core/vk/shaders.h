@@ -10,6 +10,6 @@ struct Shader {
   const std::uint32_t* words;
   std::size_t bytes;
 };
-extern const Shader k_append_shader, k_attend_shader, k_copy_shader, k_fill_shader, k_fold_shader;
+extern const Shader k_append_shader, k_attend_shader, k_copy_shader, k_fill_shader, k_fold_shader, k_mass_shader;
 
 }  // namespace firn::vk

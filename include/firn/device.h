@@ -127,6 +127,17 @@ struct AttendBatch {
   bool first = true, last = true;
   // Scratch for the partial results of one wave, partial_bytes(batch) bytes.
   DeviceAddress partials = 0;
+  // Attention mass, optional; 0: none, at no cost. What heavy-hitter policies rank blocks by (H2O sums it over the rows
+  // of all steps, SnapKV over the last rows of a prompt): mass[row][b] is the softmax probability that the row's query
+  // heads gave to the tokens of block b of its sequence (tokens b * kBlockTokens and on), summed over the heads. A row
+  // thus sums to query_heads, or to 0 where it saw nothing; a block that is absent, behind the window or not seen has
+  // exactly 0. Rows and layers are the caller's to sum. Written when last, rows without items too. Bits depend on the
+  // row and its tokens alone, as those of out.
+  DeviceAddress mass = 0;         // f32 [row_count][mass_blocks]
+  std::uint32_t mass_blocks = 0;  // at least the blocks of the longest sequence in items
+  // Kept by the caller from wave to wave, as state: mass_bytes(query_heads, row_count, mass_blocks). It grows with rows
+  // times tokens, so of a long chunk's rows those of interest are better attended in a call of their own.
+  DeviceAddress mass_scratch = 0;
 };
 
 class FIRN_API Kernels {
@@ -139,6 +150,7 @@ class FIRN_API Kernels {
 
   static std::uint64_t partial_bytes(const AttendBatch& batch);  // for attend's partials
   static std::uint64_t state_bytes(const KvShape& shape, std::uint32_t query_heads, std::uint32_t row_count);
+  static std::uint64_t mass_bytes(std::uint32_t query_heads, std::uint32_t row_count, std::uint32_t mass_blocks);
 };
 
 // One device: its three interfaces, which live and die together.

@@ -160,6 +160,11 @@ struct AttendParams {
   std::uint32_t query_heads = 0;
   float scale = 0;
   float soft_cap = 0;
+  // What each block was worth to each row, for whoever ranks them; 0: not asked, at no cost. As AttendBatch's fields of
+  // these names (firn/device.h), with b the block of the row's sequence. Both buffers are the engine's.
+  DeviceAddress mass = 0;
+  std::uint32_t mass_blocks = 0;
+  DeviceAddress mass_scratch = 0;
 };
 
 // A slot of the pool, for schedulers and tests.

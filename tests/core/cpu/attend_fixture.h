@@ -111,6 +111,8 @@ struct Attention {
   std::uint32_t window = 0;
   std::uint32_t splits_a_wave = ~0u;
   bool skip_unseen_splits = false;  // leave out items that the window hides from every row
+  std::uint32_t mass_blocks = 0;    // not 0: run() leaves attention mass [all rows][mass_blocks] in mass
+  mutable std::vector<float> mass = {};
 
   float scale(const KvShape& shape) const { return 1.0f / std::sqrt(static_cast<float>(shape.head_dim)); }
   static float query(const Sequence& sequence, std::uint32_t position, std::uint32_t query_head, std::uint32_t i) {
@@ -158,6 +160,17 @@ struct Attention {
         }
     return out;
   }
+  // Attention mass by its definition: [all rows][mass_blocks].
+  std::vector<double> mass_reference(const std::vector<Rows>& rows) const {
+    std::vector<double> out;
+    for (const Rows& part : rows)
+      for (std::uint32_t p = part.position; p < part.position + part.rows; ++p) {
+        std::vector<double> row(mass_blocks);
+        for (std::uint32_t h = 0; h < query_heads; ++h) reference_row(*part.sequence, p, h, &row);
+        out.insert(out.end(), row.begin(), row.end());
+      }
+    return out;
+  }
 
  private:
   template <class T>
@@ -172,6 +185,13 @@ struct Attention {
     std::vector<float> out(std::size_t{batch.row_count} * query_heads * batch.shape.value_dim, nan);
     batch.state = address(state);
     batch.out = address(out);
+    std::vector<float> mass_scratch(Kernels::mass_bytes(query_heads, batch.row_count, mass_blocks) / 4, nan);
+    if (mass_blocks != 0) {
+      mass.assign(std::size_t{batch.row_count} * mass_blocks, nan);
+      batch.mass = address(mass);
+      batch.mass_blocks = mass_blocks;
+      batch.mass_scratch = address(mass_scratch);
+    }
     const std::uint32_t wave = std::min(splits_a_wave, std::max(1u, splits));
     for (std::uint32_t first = 0; first == 0 || first < splits; first += wave) {
       std::vector<AttendItem> some;
@@ -189,30 +209,35 @@ struct Attention {
     return out;
   }
 
-  std::vector<double> reference_row(Sequence& sequence, std::uint32_t position, std::uint32_t query_head) const {
+  std::vector<double> reference_row(Sequence& sequence, std::uint32_t position, std::uint32_t query_head,
+                                    std::vector<double>* block_mass = nullptr) const {
     const KvShape& shape = sequence.shape();
     const std::uint32_t head = query_head / (query_heads / shape.kv_heads), element = bytes_of(shape.dtype);
     const std::uint32_t end = std::min(position + 1, sequence.tokens());
     const std::uint32_t begin = window != 0 && position + 1 > window ? position + 1 - window : 0;
+    const auto present = [&](std::uint32_t t) { return sequence.views()[t / kBlockTokens].k != 0; };
     std::vector<double> q, logits, out(shape.value_dim);
     for (std::uint32_t i = 0; i < shape.head_dim; ++i) q.push_back(query(sequence, position, query_head, i));
     double maximum = -std::numeric_limits<double>::infinity(), sum = 0;
     for (std::uint32_t t = begin; t < end; ++t) {
       double dot = 0;
-      for (std::uint32_t i = 0; i < shape.head_dim; ++i)
+      for (std::uint32_t i = 0; present(t) && i < shape.head_dim; ++i)
         dot += q[i] * load(shape.dtype, sequence.key(t, head) + i * element);
       dot *= scale(shape);
       if (soft_cap != 0) dot = soft_cap * std::tanh(dot / soft_cap);
-      logits.push_back(dot);
-      maximum = std::max(maximum, dot);
+      logits.push_back(present(t) ? dot : -std::numeric_limits<double>::infinity());
+      maximum = std::max(maximum, logits.back());
     }
     for (std::uint32_t t = begin; t < end; ++t) {
+      if (!present(t)) continue;
       const double weight = std::exp(logits[t - begin] - maximum);
       sum += weight;
       for (std::uint32_t i = 0; i < shape.value_dim; ++i)
         out[i] += weight * load(shape.dtype, sequence.value(t, head) + i * element);
     }
     for (double& value : out) value = sum != 0 ? value / sum : 0;
+    for (std::uint32_t t = begin; block_mass && t < end; ++t)
+      if (present(t)) (*block_mass)[t / kBlockTokens] += std::exp(logits[t - begin] - maximum) / sum;
     return out;
   }
 };

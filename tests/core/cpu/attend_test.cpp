@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <numeric>
+
 #include "firn/thread_pool.h"
 #include "tests/core/cpu/attend_fixture.h"
 
@@ -116,6 +118,42 @@ TEST_F(AttendTest, BlocksWithoutAnAddressTakeNoPart) {
     for (const float value : attention.run(*device, {{&sequence, 399, rows}})) ASSERT_EQ(value, 0.0f);
 }
 
+// Every way that a batch can be cut and seen: the mass of each block as double precision has it, a whole row's as many
+// as it has query heads, zero where nothing is seen, and the same bits whatever the waves; out does not notice.
+TEST_F(AttendTest, TellsWhatEachBlockWasWorth) {
+  const KvShape shape{Dtype::kF16, 2, 64, 64};
+  Sequence longest(shape, 700, 21), shorter(shape, 300, 22), few(shape, 5, 23);
+  const std::vector<Rows> rows{{&longest, 699, 1}, {&shorter, 280, 20}, {&few, 0, 5}, {&longest, 600, 3}};
+  for (const std::uint32_t window : {0u, 100u, 300u})
+    for (const float cap : {0.0f, 2.0f}) {
+      const Attention attention{
+          .query_heads = 6, .soft_cap = cap, .window = window, .skip_unseen_splits = true, .mass_blocks = 45};
+      const std::vector<float> out = attention.run(*device, rows);
+      const std::vector<float> mass = attention.mass;
+      EXPECT_LE(largest_difference(mass, attention.mass_reference(rows)), kTolerance) << describe(shape, attention);
+      for (std::size_t row = 0; row < mass.size() / 45; ++row)
+        EXPECT_NEAR(std::accumulate(mass.begin() + row * 45, mass.begin() + (row + 1) * 45, 0.0), 6, 1e-4) << row;
+      Attention other = attention;
+      other.splits_a_wave = 1;
+      other.run(*device, rows);
+      EXPECT_TRUE(same_bits(other.mass, mass)) << "one split a wave";
+      other = attention;
+      other.mass_blocks = 0;
+      EXPECT_TRUE(same_bits(other.run(*device, rows), out)) << "without mass";
+      other = attention;
+      other.run(*device, {{&shorter, 290, 1}});
+      EXPECT_EQ(std::memcmp(other.mass.data(), mass.data() + 11 * 45, 45 * sizeof(float)), 0) << "a row alone";
+    }
+  // Blocks that are not there, and rows that see nothing.
+  for (std::uint32_t block = 4; block < 30; ++block) longest.views()[block] = BlockView{};
+  for (BlockView& view : few.views()) view = BlockView{};
+  const Attention attention{.query_heads = 6, .mass_blocks = 50};
+  attention.run(*device, rows);
+  EXPECT_LE(largest_difference(attention.mass, attention.mass_reference(rows)), kTolerance);
+  for (std::uint32_t block = 4; block < 30; ++block) EXPECT_EQ(attention.mass[block], 0.0f) << block;
+  EXPECT_EQ(attention.mass[21 * 50], 0.0f) << "a row that sees nothing";
+}
+
 TEST_F(AttendTest, RowsWithoutItemsGiveZeros) {
   std::vector<float> q(3 * 64, 1.0f), state(3 * 66, NAN), out(3 * 64, NAN);
   AttendBatch batch{.shape = {Dtype::kF16, 1, 64, 64}, .query_heads = 1, .scale = 1, .row_count = 3};
@@ -191,6 +229,17 @@ TEST_F(AttendTest, AnImpossibleBatchIsRefusedWithTheItemsNumber) {
   bad = batch;
   bad.out = 0;
   refused(bad, "out");
+  bad = batch;
+  bad.mass = address(out);
+  bad.mass_blocks = 1;
+  refused(bad, "mass_scratch");
+  bad.mass_scratch = address(state);
+  ASSERT_TRUE(device->kernels().attend(bad).ok());
+  bad.mass_blocks = 0;
+  refused(bad, "mass_blocks");
+  bad.mass_blocks = ~0u;
+  bad.query_heads = 2;
+  refused(bad, "mass_blocks");
 }
 
 // Leaves the choice of instruction set as it was.

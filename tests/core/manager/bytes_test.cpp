@@ -111,6 +111,10 @@ TEST(FlatManager, AttendsWhatTheTextbookSays) {
           naive_attention(tokens, position, layer, model.groups[0].kv, engine.params());
       for (std::size_t i = 0; i < expected.size(); ++i)
         ASSERT_NEAR((*out)[layer * expected.size() + i], expected[i], 2e-6) << "position " << position << ", " << i;
+      const std::size_t blocks = position / kBlockTokens + 1;
+      double mass = 0;
+      for (std::size_t b = 0; b < blocks; ++b) mass += static_cast<double>(engine.mass()[layer * blocks + b]);
+      ASSERT_NEAR(mass, kQueryHeads, 1e-5) << "position " << position;
     }
   }
 }
@@ -392,6 +396,9 @@ class Twins {
     ASSERT_TRUE(b.ok()) << b.status().message();
     ASSERT_EQ(std::memcmp(a->data(), b->data(), a->size() * sizeof(float)), 0)
         << "sequence " << id << " attends something else at " << from << ", " << count << " rows";
+    const std::vector<float>&ours = engine_->mass(), &theirs = flat_engine_->mass();
+    ASSERT_EQ(std::memcmp(ours.data(), theirs.data(), ours.size() * sizeof(float)), 0)
+        << "sequence " << id << " gives its blocks other mass at " << from << ", " << count << " rows";
   }
 
   void compare_slots(int id, const Pair& seq) {

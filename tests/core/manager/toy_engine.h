@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -72,17 +73,26 @@ class ToyEngine {
     const std::size_t q_size = query_heads_ * kv_.head_dim, layer_size = std::size_t{count} * out_size();
     q_.resize(count * q_size);
     std::vector<float> out(layers_ * layer_size);
+    AttendParams asked = params();
+    asked.mass_blocks = (from + count + kBlockTokens - 1) / kBlockTokens;
+    mass_.assign(std::size_t{layers_} * count * asked.mass_blocks, std::numeric_limits<float>::quiet_NaN());
+    mass_scratch_.resize(Kernels::mass_bytes(query_heads_, count, asked.mass_blocks) / sizeof(float));
+    asked.mass_scratch = address(mass_scratch_);
     const StepRows rows{seq, 0, count, from};
     for (std::uint32_t layer = 0; layer < layers_; ++layer) {
       for (std::uint32_t i = 0; i < count; ++i)
         fill(std::span(q_).subspan(i * q_size, q_size), hashes[from + i], layer, Part::kQuery);
-      const auto fence = manager_->attend(layer, std::span(&rows, 1), params(), address(q_),
+      asked.mass = address(mass_) + std::size_t{layer} * count * asked.mass_blocks * sizeof(float);
+      const auto fence = manager_->attend(layer, std::span(&rows, 1), asked, address(q_),
                                           reinterpret_cast<DeviceAddress>(out.data() + layer * layer_size));
       if (!fence.ok()) return fence.status();
       FIRN_TRY(manager_->device().timeline().wait(*fence));
     }
     return out;
   }
+
+  // What the last attend() gave each block: [layer][row][block of the sequence].
+  const std::vector<float>& mass() const { return mass_; }
 
   AttendParams params() const { return {.query_heads = query_heads_, .scale = 0.5f, .soft_cap = 0}; }
 
@@ -94,7 +104,7 @@ class ToyEngine {
   Manager* manager_ = nullptr;
   KvShape kv_;
   std::uint32_t layers_ = 0, query_heads_ = 0;
-  std::vector<float> k_, v_, q_;
+  std::vector<float> k_, v_, q_, mass_, mass_scratch_;
 };
 
 }  // namespace firn::test

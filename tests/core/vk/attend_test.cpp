@@ -24,7 +24,8 @@ struct Case {
   float soft_cap = 0;
   std::uint32_t window = 0;
   std::uint32_t wave_splits = ~0u;
-  std::uint32_t absent = ~0u;  // this block of sequence 0 takes no part
+  std::uint32_t absent = ~0u;     // this block of sequence 0 takes no part
+  std::uint32_t mass_blocks = 0;  // not 0: attention mass is asked for
 };
 
 float query(const Case& c, const Rows& part, std::uint32_t row, std::uint32_t head, std::uint32_t d) {
@@ -73,6 +74,12 @@ class Attention {
         arena_.put(std::vector<float>(firn::Kernels::state_bytes(shape, case_.query_heads, batch.row_count) / 4, nan));
     const std::size_t out_count = std::size_t{batch.row_count} * case_.query_heads * shape.value_dim;
     batch.out = arena_.put(std::vector<float>(out_count, nan));
+    if (case_.mass_blocks != 0) {
+      batch.mass_blocks = case_.mass_blocks;
+      batch.mass = arena_.put(std::vector<float>(std::size_t{batch.row_count} * case_.mass_blocks, nan));
+      batch.mass_scratch = arena_.put(std::vector<float>(
+          firn::Kernels::mass_bytes(case_.query_heads, batch.row_count, case_.mass_blocks) / 4, nan));
+    }
     std::uint32_t splits = 1;
     for (const AttendItem& item : items) splits = std::max(splits, item.split / kSplitTokens + 1);
     const std::uint32_t wave = std::min(splits, case_.wave_splits);
@@ -89,8 +96,10 @@ class Attention {
       EXPECT_TRUE(fence.ok()) << fence.status().message();
     }
     wait(device_, fence);
+    if (batch.mass != 0) mass = arena_.get<float>(batch.mass, std::size_t{batch.row_count} * case_.mass_blocks);
     return arena_.get<float>(batch.out, out_count);
   }
+  std::vector<float> mass;  // [row][mass_blocks], if the case asks for it
 
   std::vector<double> reference() {
     std::vector<double> out;
@@ -98,6 +107,18 @@ class Attention {
       for (std::uint32_t r = 0; r < part.rows; ++r)
         for (std::uint32_t h = 0; h < case_.query_heads; ++h) add_reference(part, r, h, out);
     out.resize(out.size() + case_.query_heads * case_.shape.value_dim);
+    return out;
+  }
+  // Attention mass by its definition.
+  std::vector<double> mass_reference() {
+    std::vector<double> out, unused;
+    for (const Rows& part : case_.rows)
+      for (std::uint32_t r = 0; r < part.rows; ++r) {
+        std::vector<double> row(case_.mass_blocks);
+        for (std::uint32_t h = 0; h < case_.query_heads; ++h) add_reference(part, r, h, unused, &row);
+        out.insert(out.end(), row.begin(), row.end());
+      }
+    out.resize(out.size() + case_.mass_blocks);
     return out;
   }
 
@@ -116,12 +137,13 @@ class Attention {
     return static_cast<double>(value);
   }
 
-  void add_reference(const Rows& part, std::uint32_t row, std::uint32_t query_head, std::vector<double>& out) {
+  void add_reference(const Rows& part, std::uint32_t row, std::uint32_t query_head, std::vector<double>& out,
+                     std::vector<double>* mass_of_blocks = nullptr) {
     const KvShape& shape = case_.shape;
     const std::uint32_t head = query_head / (case_.query_heads / shape.kv_heads), size = bytes_of(shape.dtype);
     const std::uint32_t position = part.position + row, end = std::min(position + 1, case_.tokens[part.sequence]);
     const std::uint32_t begin = case_.window != 0 && position + 1 > case_.window ? position + 1 - case_.window : 0;
-    std::vector<double> values(shape.value_dim);
+    std::vector<double> values(shape.value_dim), weights(case_.mass_blocks);
     double sum = 0;
     for (std::uint32_t t = begin; t < end; ++t) {
       const BlockView& view = sequences_[part.sequence][t / kBlockTokens];
@@ -135,11 +157,14 @@ class Attention {
       if (case_.soft_cap != 0) dot = case_.soft_cap * std::tanh(dot / case_.soft_cap);
       const double weight = std::exp(dot);
       sum += weight;
+      if (mass_of_blocks) weights[t / kBlockTokens] += weight;
       for (std::uint32_t d = 0; d < shape.value_dim; ++d)
         values[d] += weight * element(view.v + in_block * view.v_token_stride +
                                       std::uint64_t{head} * view.v_head_stride + d * size);
     }
     for (const double value : values) out.push_back(sum != 0 ? value / sum : 0);
+    if (mass_of_blocks && sum != 0)
+      for (std::uint32_t b = 0; b < case_.mass_blocks; ++b) (*mass_of_blocks)[b] += weights[b] / sum;
   }
 
   Device& device_;
@@ -246,6 +271,53 @@ TEST_F(Attend, GivesARowTheSameBitsWhateverIsAttendedBesideIt) {
   const std::vector<float> cut = run(many, pieces);
   ASSERT_EQ(cut.size(), all.size());
   EXPECT_EQ(std::memcmp(cut.data(), all.data(), all.size() * 4), 0) << "cut into many submissions";
+}
+
+// As on the cpu device: by double precision, rows that sum to their query heads, bits that no cutting changes.
+TEST_F(Attend, TellsWhatEachBlockWasWorth) {
+  ASSERT_TRUE(device);
+  Case c{{Dtype::kF16, 2, 64, 64}, 6, {600, 290, 5}, {{0, 599, 1}, {1, 270, 20}, {2, 0, 5}, {0, 560, 3}}};
+  c.mass_blocks = 41;
+  for (const std::uint32_t window : {0u, 100u, 300u}) {
+    SCOPED_TRACE(window);
+    c.window = window;
+    c.soft_cap = window == 300 ? 2.0f : 0.0f;
+    Attention ours(*device, c), theirs(*cpu, c);
+    const std::vector<float> out = ours.run();
+    theirs.run();
+    EXPECT_LT(largest_difference(ours.mass, ours.mass_reference()), 1e-3) << "double precision";
+    EXPECT_LT(largest_difference(ours.mass, theirs.mass), 1e-3) << "the cpu device";
+    for (std::size_t row = 0; row < 30; ++row) {  // the last one is a row that no item touches
+      double sum = 0;
+      for (std::uint32_t b = 0; b < 41; ++b) sum += static_cast<double>(ours.mass[row * 41 + b]);
+      EXPECT_NEAR(sum, row < 29 ? 6 : 0, 1e-4) << "row " << row;
+    }
+    Case other = c;
+    other.wave_splits = 1;
+    Attention waves(*device, other);
+    waves.run();
+    EXPECT_EQ(std::memcmp(waves.mass.data(), ours.mass.data(), ours.mass.size() * 4), 0) << "one split a wave";
+    other = c;
+    other.mass_blocks = 0;
+    const std::vector<float> without = Attention(*device, other).run();
+    EXPECT_EQ(std::memcmp(without.data(), out.data(), out.size() * 4), 0) << "without mass";
+  }
+  c.absent = 2;
+  Attention ours(*device, c);
+  ours.run();
+  EXPECT_LT(largest_difference(ours.mass, ours.mass_reference()), 1e-3) << "a block that takes no part";
+  for (std::uint64_t seed = 0; seed < 4; ++seed) {
+    Hooks hooks = strict_hooks();
+    hooks.ordering = seed == 0 ? Ordering::kEverything : Ordering::kShuffle;
+    hooks.seed = seed;
+    hooks.pairs = seed == 0 ? 3 : 0;
+    hooks.submission_bytes = seed == 1 ? 1 : 0;
+    const auto other = make(hooks);
+    ASSERT_TRUE(other);
+    Attention shuffled(*other, c);
+    shuffled.run();
+    EXPECT_EQ(std::memcmp(shuffled.mass.data(), ours.mass.data(), ours.mass.size() * 4), 0) << "seed " << seed;
+  }
 }
 
 // Lanes that share a key row stand for what a subgroup would be: the shapes that real GPUs use run here too.
