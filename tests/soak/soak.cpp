@@ -53,10 +53,12 @@ int main(int argc, char** argv) {
   if (!(minutes > 0)) return std::fputs("usage: firn_soak [MINUTES]\n", stderr), 2;
   constexpr std::uint32_t kThreads = 2;
   constexpr std::uint64_t kFlatBytes = 8u << 20;
-  auto created = Manager::create(test::churn_config(), test::churn_model());
+  Config config = test::churn_config();
+  config.events.capacity = 512;
+  auto created = Manager::create(config, test::churn_model());
   if (!created.ok()) return failed(created.status().message());
   Manager& manager = **created;
-  test::Churn churn(manager, 20'261'124);
+  test::Churn churn(manager, 20'261'124, /*keeping=*/true);
   std::atomic<bool> done{false};
   std::thread workers([&] {
     churn.run(kThreads, 0);
@@ -90,6 +92,7 @@ int main(int argc, char** argv) {
   if (!wrong.empty()) return failed(wrong);
 
   if (const Status status = manager.wait_idle(); !status.ok()) return failed(status.message());
+  if (!manager.leases().empty()) return failed(fmt::format("{} leases are left", manager.leases().size()));
   const Stats stats = manager.stats();
   if (stats.sequences != 0 || stats.slots_live != 0 || stats.slots_in_flight != 0)
     return failed(fmt::format("{} sequences, {} live slots, {} in flight are left", stats.sequences, stats.slots_live,

@@ -54,10 +54,12 @@ class Churn {
  public:
   struct Counts {
     std::atomic<std::uint64_t> sequences{0}, aborted{0}, refused{0}, steps{0}, reused_tokens{0}, forks{0}, rewinds{0},
-        preemptions{0}, cancels{0}, lost{0};
+        preemptions{0}, cancels{0}, lost{0}, kept{0};
   };
 
-  Churn(Manager& manager, std::uint64_t seed) : manager_(manager), seed_(seed) {}
+  // keeping: priorities, pins, leases, families, quotas, shared scopes and events too, all at random.
+  Churn(Manager& manager, std::uint64_t seed, bool keeping = false)
+      : manager_(manager), seed_(seed), keeping_(keeping) {}
 
   // Turns until stop() is asked for or `turns` each; 0: without end. Every failure that is no answer is in problems().
   void run(std::uint32_t threads, std::uint64_t turns) {
@@ -92,11 +94,20 @@ class Churn {
    public:
     Worker(Churn& churn, std::uint64_t seed) : churn_(churn), manager_(churn.manager_), random_(seed) {}
 
+    ~Worker() {
+      for (const LeaseId lease : leases_) manager_.release_lease(lease);
+    }
+
     void turn() {
       make_prompt();
       BeginOptions options;
       options.name_space = chance(3) ? "other" : "";
       options.read_cache = !chance(10);
+      if (churn_.keeping_ && chance(4)) {
+        options.shared_scope = "shared";
+        options.shared_tokens = 64;
+        options.share = chance(2);
+      }
       const Result<Begun> begun = manager_.begin(tokens_, options);
       if (!begun.ok()) return refused("begin", begun.status());
       ++churn_.counts_.sequences;
@@ -132,6 +143,7 @@ class Churn {
         if (!step(seq, done, 1)) return abort(seq);
         ++done;
       }
+      if (churn_.keeping_) keep(seq);
       if (chance(8)) fork(seq, done);
       if (chance(8)) {
         const std::uint32_t keep = below(done + 1);
@@ -147,6 +159,62 @@ class Churn {
       }
       if (chance(12)) preempt(seq);
       expect_ok("free", manager_.free(seq, chance(2) ? manager_.device().timeline().last() : Fence{}));
+    }
+
+    // Something that keeps blocks, or stops keeping them. That what it names has gone meanwhile is an answer.
+    void keep(SeqId seq) {
+      ++churn_.counts_.kept;
+      constexpr std::int64_t kMillisecond = 1'000'000;
+      std::vector<Key> keys = manager_.block_keys(seq);
+      keys.resize(std::min<std::size_t>(keys.size(), 1 + below(6)));
+      switch (below(9)) {
+        case 0: {
+          const RetentionRange range{.first = 0,
+                                     .end = below(200),
+                                     .priority = static_cast<std::uint8_t>(25 * below(5)),
+                                     .duration_ns = chance(2) ? 0 : 2 * kMillisecond};
+          answered("set_retention", manager_.set_retention(seq, std::span(&range, range.end > 0 ? 1 : 0)));
+          break;
+        }
+        case 1:
+          answered("pin", manager_.pin(keys, 1 + below(3 * kMillisecond)).status());
+          break;
+        case 2:
+          manager_.unpin(keys);
+          break;
+        case 3:
+          if (const auto lease = manager_.acquire_lease("a worker", keys, (1 + below(5)) * kMillisecond); lease.ok())
+            leases_.push_back(*lease);
+          break;
+        case 4:
+          if (!leases_.empty() && chance(2)) {
+            answered("renew_lease", manager_.renew_lease(leases_.back(), kMillisecond));
+          } else if (!leases_.empty()) {
+            manager_.release_lease(leases_.back());
+            leases_.pop_back();
+          }
+          break;
+        case 5:
+          manager_.set_family(keys).ok();  // in one already, or not here
+          break;
+        case 6: {
+          const std::uint64_t block = manager_.stats().block_bytes;
+          NamespaceQuota quota;
+          quota.device_floor = chance(2) ? 0 : below(6) * block;
+          quota.device_ceiling = chance(2) ? 0 : (8 + below(24)) * block;
+          quota.host_ceiling = chance(2) ? 0 : 1u << 20;
+          expect_ok("set_quota", manager_.set_quota("other", quota));
+          break;
+        }
+        case 7:
+          manager_.usage("other");
+          manager_.leases();
+          answered("event_snapshot", manager_.event_snapshot().status());
+          break;
+        case 8:
+          answered("take_events", manager_.take_events(0, 64, "other").status());
+          break;
+      }
     }
 
     void fork(SeqId seq, std::uint32_t done) {
@@ -255,6 +323,7 @@ class Churn {
     Manager& manager_;
     Rng random_;
     std::vector<TokenId> tokens_;
+    std::vector<LeaseId> leases_;
     std::vector<float> k_, v_, q_, out_;
   };
 
@@ -266,6 +335,7 @@ class Churn {
 
   Manager& manager_;
   std::uint64_t seed_ = 0;
+  bool keeping_ = false;
   std::atomic<bool> stop_{false};
   Counts counts_;
   mutable std::mutex mutex_;

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "firn/thread_pool.h"
+#include "storage/tier/faulty_tier.h"
 #include "tests/core/manager/hand_device.h"
 #include "tests/core/manager/test_peer.h"
 #include "tests/core/manager/toy_engine.h"
@@ -388,6 +391,95 @@ TEST_F(Damaged, AForkOfALostSequenceIsLostInTheSamePlace) {
   recover();
   EXPECT_OK(manager_->free(seq_));
   ASSERT_OK(manager_->wait_idle());
+  EXPECT_EQ(broken(*manager_), "");
+}
+
+// Every frame is stored once more, by a tier that cuts, turns bits or loses what it is given; the names of those that
+// are not what they were.
+std::set<FrameKey> store_faultily(Manager& manager, std::uint64_t seed, const FaultyTier::Rates& rates) {
+  MemoryTier& host = ManagerTestPeer::host(manager);
+  FaultyTier faulty(host, FaultyTier::Options::all(seed, rates));
+  const FrameTable& frames = ManagerTestPeer::frames(manager);
+  for (std::uint32_t i = 0; i < frames.capacity(); ++i) {
+    if (!frames.frame(FrameId{i}).in_use) continue;
+    Op op{.verb = Verb::kPut, .key = frames.frame(FrameId{i}).key, .source = {}, .destination = {}, .deadline_ns = 0};
+    std::vector<std::byte> bytes;
+    if (const MemoryTier::Pin pin = host.find(op.key)) bytes.assign(pin.bytes().begin(), pin.bytes().end());
+    EXPECT_TRUE(host.erase(op.key));
+    op.source = bytes;
+    const auto ticket = faulty.submit({&op, 1});
+    EXPECT_OK(ticket.status());
+    EXPECT_OK(faulty.wait(*ticket, 1'000'000'000).status());
+  }
+  std::set<FrameKey> spoiled;
+  for (const FaultyTier::Event& event : faulty.log())
+    if (event.fault != Fault::kDelay) spoiled.insert(event.key);
+  return spoiled;
+}
+
+TEST_F(Damaged, WhatAFaultyTierSpoiledIsLostBlockByBlockAndTheRestIsThere) {
+  std::size_t partly = 0;
+  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    if (seed > 1) {
+      manager_.reset();
+      SetUp();
+    }
+    std::vector<FrameKey> frame_of;
+    for (const BlockId id : ManagerTestPeer::sequence(*manager_, seq_).tables[0].blocks)
+      frame_of.push_back(
+          ManagerTestPeer::frames(*manager_).frame(ManagerTestPeer::pool(*manager_).block(id).frame).key);
+    ASSERT_EQ(frame_of.size(), 31u);
+    const std::set<FrameKey> spoiled =
+        store_faultily(*manager_, seed, {.fail = .05, .delay = .2, .truncate = .1, .flip = .1, .lose = .05});
+    const auto ticket = manager_->prefetch(seq_);
+    ASSERT_TRUE(ticket.ok());
+    ASSERT_OK(manager_->wait(*ticket));
+    const std::vector<BlockState> states = manager_->block_states(seq_);
+    std::uint32_t valid = 0, lost = 0;
+    for (std::size_t i = 0; i < frame_of.size(); ++i) {
+      const bool bad = spoiled.contains(frame_of[i]);
+      EXPECT_EQ(states[i], bad ? BlockState::kLost : BlockState::kResident) << "block " << i;
+      lost += bad;
+      if (lost == 0) ++valid;
+    }
+    EXPECT_EQ(manager_->usable_tokens(seq_), valid * kBlockTokens) << "the longest valid prefix";
+    EXPECT_EQ(manager_->match_prefix(tokens_).tokens, valid * kBlockTokens);
+    EXPECT_EQ(manager_->stats().load_failures, lost);
+    EXPECT_EQ(broken(*manager_), "");
+    partly += valid != 0 && lost != 0;
+    if (lost != 0) recover();
+  }
+  EXPECT_GT(partly, 3u);
+}
+
+TEST_F(Damaged, ATierThatSpoilsEverythingIsNotAskedAgainAndAgain) {
+  ASSERT_OK(manager_->free(seq_));
+  std::uint64_t stored = 0;
+  for (std::uint32_t round = 1; round <= kLoadAttempts + 3; ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    store_faultily(*manager_, round, {.flip = 1});
+    const auto begun = manager_->begin(tokens_);
+    ASSERT_TRUE(begun.ok());
+    seq_ = begun->seq;
+    EXPECT_EQ(begun->match.tokens, round <= kLoadAttempts ? 496u : 0u) << "a hit that may fail, then none";
+    const auto ticket = manager_->prefetch(seq_);
+    ASSERT_TRUE(ticket.ok());
+    ASSERT_OK(manager_->wait(*ticket));
+    ASSERT_OK(manager_->rewind(seq_, manager_->usable_tokens(seq_)));
+    ASSERT_OK(compute(*manager_, *engine_, seq_, tokens_));
+    ASSERT_OK(manager_->free(seq_));
+    ASSERT_OK(manager_->wait_idle());
+    const Stats stats = manager_->stats();
+    EXPECT_EQ(stats.load_failures, 31u * std::min(round, kLoadAttempts)) << "each block is tried so often, and no more";
+    if (round >= kLoadAttempts) {
+      EXPECT_EQ(stats.frames, 0u);
+      if (stored == 0) stored = stats.frames_stored;
+      EXPECT_EQ(stats.frames_stored, stored) << "what cannot be read is not written either";
+    }
+    ASSERT_TRUE(manager_->empty_pool(0x11).ok());
+  }
+  EXPECT_EQ(manager_->match_prefix(tokens_).first_miss, MissReason::kFiltered);
   EXPECT_EQ(broken(*manager_), "");
 }
 

@@ -28,21 +28,40 @@ void watch(Manager& manager, const std::atomic<bool>& stop) {
   }
 }
 
-void stress(const Config& config, std::uint64_t seed) {
+// Each priority in use has a policy, which stays: that memory is no leak.
+void touch_priorities(Manager& manager) {
+  const SeqId seq = prompt(manager, distinct(96, 500'000));
+  std::vector<RetentionRange> ranges;
+  for (std::uint32_t i = 0; i <= 4; ++i)
+    ranges.push_back({.first = 16 * i, .end = 16 * i + 16, .priority = static_cast<std::uint8_t>(25 * i)});
+  EXPECT_OK(manager.set_retention(seq, ranges));
+  EXPECT_OK(manager.free(seq));
+  EXPECT_OK(manager.wait_idle());
+  EXPECT_OK(manager.reset());
+}
+
+void stress(const Config& config, std::uint64_t seed, bool keeping = false) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const auto manager = make_manager(config, churn_model());
   ASSERT_TRUE(manager);
+  if (keeping) touch_priorities(*manager);
   const std::uint64_t metadata = manager->ledger().spent(Budget::kMetadata);
-  Churn churn(*manager, seed);
+  Churn churn(*manager, seed, keeping);
   std::atomic<bool> stop{false};
   std::thread watcher([&] { watch(*manager, stop); });
-  churn.run(4, kTurns);
+  churn.run(4, keeping ? kTurns / 2 : kTurns);
   stop = true;
   watcher.join();
   EXPECT_EQ(churn.problems(), std::vector<std::string>{});
-  EXPECT_GT(churn.counts().steps, kTurns);
+  EXPECT_GT(churn.counts().steps, kTurns / 2);
   EXPECT_GT(churn.counts().reused_tokens, 0u);
   EXPECT_GT(churn.counts().aborted, 0u);
+
+  if (keeping) {
+    EXPECT_GT(churn.counts().kept, 0u);
+    EXPECT_OK(manager->set_quota("other", {}));
+    EXPECT_TRUE(manager->leases().empty());
+  }
 
   // Nothing is left of anybody: no sequence, no reference, no byte.
   EXPECT_OK(manager->wait_idle());
@@ -63,6 +82,15 @@ TEST(Stress, ThreadsThatMoveBlocksThemselves) {
   Config config = churn_config();
   config.mover.worker = false;
   stress(config, 2);
+}
+
+TEST(Stress, ThreadsThatPinLeaseAndRankBlocksUnderQuotas) {
+  Config config = churn_config();
+  config.events.capacity = 512;
+  stress(config, 4, /*keeping=*/true);
+  config.mover.worker = false;
+  config.eviction = "s3fifo";
+  stress(config, 5, /*keeping=*/true);
 }
 
 TEST(Stress, ThreadsInAPoolWithoutATier) {
