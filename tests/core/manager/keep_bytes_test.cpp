@@ -176,6 +176,54 @@ TEST_F(KeepBytes, PinnedFramesStayBelow) {
   EXPECT_NE(ManagerTestPeer::frame_policy(m()).candidates(), 0u);
 }
 
+TEST_F(KeepBytes, AFamilyBelowIsEvictedAsOneAndSkippedAsOne) {
+  Config config = tiered(16);
+  config.host.budget_bytes = 2u << 20;
+  make(config);
+  const Tokens one = distinct(17, 0), two = distinct(17, 1000);
+  const std::vector<Key> keys{m().compute_keys(one)[0], m().compute_keys(two)[0]};
+  ASSERT_OK(m().free(compute(one)));
+  ASSERT_OK(m().free(compute(two)));
+  sink();
+  ASSERT_OK(m().set_family(keys));
+  const auto press = [&](std::uint32_t evictions) {
+    const std::uint64_t until = m().stats().host_evictions + evictions;
+    for (TokenId i = 1; m().stats().host_evictions < until; ++i) {
+      ASSERT_LT(i, 400) << "the tier is never full";
+      ASSERT_OK(m().free(compute(distinct(129, static_cast<TokenId>(until) * 1'000'000 + 1000 * i))));
+      sink();
+    }
+  };
+  ASSERT_OK(m().pin(std::span(keys).first(1), kSecond).status());
+  press(64);
+  EXPECT_EQ(m().match_prefix(one).tokens + m().match_prefix(two).tokens, 32u) << "one is pinned, so both stay";
+  m().unpin(keys);
+  for (std::uint32_t i = 0; i < 64 && m().match_prefix(two).tokens != 0; ++i) {
+    EXPECT_EQ(m().match_prefix(one).tokens, 16u);
+    press(1);
+  }
+  EXPECT_EQ(m().match_prefix(one).tokens + m().match_prefix(two).tokens, 0u) << "and then both go";
+}
+
+TEST_F(KeepBytes, AQueueOfStoresKeepsNoSlotFromWhoNeedsIt) {
+  make(tiered(16));
+  const std::uint32_t slots = static_cast<std::uint32_t>(m().stats().slots_total);
+  const Tokens tokens = distinct(slots * kBlockTokens, 0);
+  const auto begun = m().begin(tokens);
+  for (std::uint32_t at = 0; at < tokens.size(); at += kBlockTokens) {
+    ASSERT_OK(m().allocate(begun->seq, kBlockTokens).status());
+    ASSERT_OK(engine_->append(begun->seq, tokens, at, kBlockTokens));
+    ASSERT_OK(m().commit(begun->seq, std::span(tokens).subspan(at, kBlockTokens)));
+  }
+  ASSERT_OK(m().free(begun->seq));
+  ASSERT_FALSE(ManagerTestPeer::stores(m()).empty()) << "nothing was moved: nobody pumped";
+  const auto other = m().begin(distinct(slots * kBlockTokens, 9000));
+  EXPECT_OK(m().allocate(other->seq, slots * kBlockTokens).status());
+  EXPECT_EQ(broken(m()), "");
+  EXPECT_OK(m().wait_idle());
+  EXPECT_EQ(m().match_prefix(joined(tokens, {1})).tokens, 0u) << "what left before it was stored is lost";
+}
+
 TEST_F(KeepBytes, ANamespaceAtItsHostCeilingMakesRoomItself) {
   make(tiered(16));
   const Tokens others = distinct(129, 9000);
