@@ -13,7 +13,10 @@ std::uint64_t word(const Key& key, std::size_t at) {
   return value;
 }
 
-std::uint32_t tag_of(const Key& key) { return static_cast<std::uint32_t>(word(key, 1)); }
+// The page sets of one key are spread over the table.
+std::uint32_t tag_of(const Key& key, PageSetId page_set) {
+  return static_cast<std::uint32_t>((word(key, 0) ^ index(page_set) * 0x9e3779b97f4a7c15ull) >> 32);
+}
 
 std::size_t table_size(std::uint32_t capacity) { return std::size_t{capacity} + capacity / 4 + 8; }
 
@@ -23,16 +26,15 @@ PrefixIndex::PrefixIndex(BlockPool& pool, std::uint32_t capacity) : pool_(pool),
 
 std::uint64_t PrefixIndex::metadata_bytes(std::uint32_t capacity) { return table_size(capacity) * sizeof(Entry); }
 
-// A key is uniform, so multiplying maps it onto any table size without a division.
-// The page sets of one key are spread over the table.
-std::size_t PrefixIndex::home(const Key& key, PageSetId page_set) const {
-  const std::uint64_t spread = word(key, 0) ^ firn::index(page_set) * 0x9e3779b97f4a7c15ull;
-  return static_cast<std::size_t>((static_cast<unsigned __int128>(spread) * table_.size()) >> 64);
+// A key is uniform, so multiplying maps it onto any table size without a division. The tag alone says where an entry
+// wants to be: moving entries reads no record.
+std::size_t PrefixIndex::home(std::uint32_t tag) const {
+  return static_cast<std::size_t>(std::uint64_t{tag} * table_.size() >> 32);
 }
 
 std::size_t PrefixIndex::slot_of(const Key& key, PageSetId page_set) const {
-  const std::uint32_t tag = tag_of(key);
-  std::size_t at = home(key, page_set);
+  const std::uint32_t tag = tag_of(key, page_set);
+  std::size_t at = home(tag);
   while (table_[at].head != BlockId::kNone) {
     if (table_[at].tag == tag) {
       const Block& head = pool_.block(table_[at].head);
@@ -51,7 +53,7 @@ void PrefixIndex::insert(BlockId id) {
   Entry& entry = table_[slot_of(key, pool_.block(id).page_set)];
   if (entry.head == BlockId::kNone) {
     FIRN_CHECK(key_count_ + 1 < table_.size());
-    entry = {tag_of(key), id};
+    entry = {tag_of(key, pool_.block(id).page_set), id};
     ++key_count_;
     return;
   }
@@ -84,9 +86,9 @@ void PrefixIndex::remove(BlockId id) {
   const std::size_t size = table_.size();
   for (std::size_t probe = at + 1 == size ? 0 : at + 1; table_[probe].head != BlockId::kNone;
        probe = probe + 1 == size ? 0 : probe + 1) {
-    const Block& follower = pool_.block(table_[probe].head);
-    const std::size_t wanted = home(follower.key, follower.page_set);
-    const std::size_t distance_hole = (at + size - wanted) % size, distance_probe = (probe + size - wanted) % size;
+    const std::size_t wanted = home(table_[probe].tag);
+    const std::size_t distance_hole = at >= wanted ? at - wanted : at + size - wanted;
+    const std::size_t distance_probe = probe >= wanted ? probe - wanted : probe + size - wanted;
     if (distance_hole <= distance_probe) {
       table_[at] = table_[probe];
       at = probe;

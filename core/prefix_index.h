@@ -1,8 +1,9 @@
 // prefix_index.h: what a key maps to. Owns one truth: which blocks of which page set carry which key.
 //
 // Open addressing over (tag, block) pairs of 8 bytes at a load of at most 0.8; the key itself stays in the block's
-// record, which is read once a lookup, and a 32-bit tag keeps other records out of the cache. Deleting shifts back
-// instead of leaving tombstones, so the table never degrades. Blocks of one page set with equal keys (two sequences
+// record, which is read once a lookup, and a 32-bit tag keeps other records out of the cache: its high bits say where
+// in the table an entry wants to be, its low ones tell neighbours apart. Deleting shifts back instead of leaving
+// tombstones, so the table never degrades. Blocks of one page set with equal keys (two sequences
 // computed the same tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the
 // manager's lock. Memory: create() allocates everything.
 #pragma once
@@ -40,7 +41,7 @@ class PrefixIndex {
     std::uint32_t tag = 0;
     BlockId head = BlockId::kNone;
   };
-  std::size_t home(const Key& key, PageSetId page_set) const;
+  std::size_t home(std::uint32_t tag) const;
   // Where it is, or the empty entry where it would go.
   std::size_t slot_of(const Key& key, PageSetId page_set) const;
 

@@ -11,12 +11,11 @@
 namespace firn {
 namespace {
 
-// home: where in the table it wants to be, 0 to 1. tag: the 32 bits that are compared first.
+// home: where in the table it wants to be, 0 to 1. tag: the low bits of what is compared first, the high ones are home.
 Key key_at(double home, std::uint32_t tag, std::uint8_t rest) {
   Key key;
-  const auto word = static_cast<std::uint64_t>(home * 0x1p63) * 2;
+  const auto word = (static_cast<std::uint64_t>(home * 0x1p24) << 40) + (std::uint64_t{tag} << 32);
   for (std::size_t i = 0; i < 8; ++i) key.bytes[i] = static_cast<std::uint8_t>(word >> (8 * i));
-  for (std::size_t i = 0; i < 4; ++i) key.bytes[8 + i] = static_cast<std::uint8_t>(tag >> (8 * i));
   key.bytes[31] = rest;
   if (key.is_zero()) key.bytes[30] = 1;
   return key;
