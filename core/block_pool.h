@@ -20,41 +20,50 @@
 
 namespace firn {
 
-struct Block {
+// One cache line, because a million of them have to fit 96 bytes each, index and policy included.
+struct alignas(64) Block {
   Key key;                                  // zero until the block is full and committed; then its bytes never change
   BlockId parent = BlockId::kNone;          // the block before it where it was computed; also links free records
   BlockId next_duplicate = BlockId::kNone;  // PrefixIndex: another block with the same key
   SlotId slot = SlotId::kNone;
-  FrameId frame = FrameId::kNone;  // FrameTable: the frame that holds a copy
-  std::uint32_t refs = 0;          // entries of live sequences' tables
-  std::uint32_t hot_refs = 0;      // of those, in whose sinks or recent window it is
-  std::uint32_t generation = 0;    // counts lives of this record, so that queues may hold weak references
-  std::uint32_t position = 0;      // index within its sequence: first token / kBlockTokens
-  std::uint16_t in_flight = 0;     // mover jobs that read its slot
+  FrameId frame = FrameId::kNone;   // FrameTable: the frame that holds a copy
+  std::uint64_t refs : 20 = 0;      // entries of tables of sequences, at most one a sequence
+  std::uint64_t hot_refs : 20 = 0;  // of those, in whose sinks or recent window it is
+  std::uint64_t position : 24 = 0;  // index within its sequence: first token / kBlockTokens
+  std::uint16_t life = 0;           // low bits of BlockPool::generation()
   std::uint16_t name_space = 0;
-  PageSetId page_set{0};                 // whose layers its bytes are
-  std::uint8_t frame_index = 0;          // which block of its frame it is
-  bool candidate : 1 = false;            // the policy knows it
-  bool store_queued : 1 = false;         // some mover job is going to store it
-  bool load_queued : 1 = false;          // some mover job is going to load it
-  bool release_when_idle : 1 = false;    // dropped while in flight: its slot goes back when the mover is done
-  bool lost : 1 = false;                 // its only copy did not decode
-  bool in_use : 1 = false;               // the record is alive
-  bool coded : 1 = false;                // its bytes have been through a lossy codec, and are never coded lossy again
-  Fidelity fidelity = Fidelity::kExact;  // of the bytes in its slot, or in its frame if it has no slot
+  PageSetId page_set{0};                     // whose layers its bytes are
+  std::uint8_t in_flight = 0;                // mover jobs that read its slot
+  std::uint8_t frame_index : 4 = 0;          // which block of its frame it is
+  Fidelity fidelity : 2 = Fidelity::kExact;  // of the bytes in its slot, or in its frame if it has no slot
+  bool in_use : 1 = false;                   // the record is alive
+  bool coded : 1 = false;              // its bytes have been through a lossy codec, and are never coded lossy again
+  bool candidate : 1 = false;          // the policy knows it
+  bool store_queued : 1 = false;       // some mover job is going to store it
+  bool load_queued : 1 = false;        // some mover job is going to load it
+  bool release_when_idle : 1 = false;  // dropped while in flight: its slot goes back when the mover is done
+  bool lost : 1 = false;               // its only copy did not decode
   bool full() const { return !key.is_zero(); }
 };
-static_assert(sizeof(Block) <= 76, "one million blocks have to fit 96 bytes each, index and policy included");
+static_assert(sizeof(Block) == 64);
+// What the narrow fields above can count. Sequences that are being freed behind a fence count as sequences.
+inline constexpr std::uint32_t kMostHolders = (1u << 20) - 1;
+inline constexpr std::uint32_t kMostSequenceBlocks = 1u << 24;
 
 class BlockPool {
  public:
   // slot_count includes the null slot 0, which is never handed out. Records are taken from block_count. Slots from
-  // `present` on are not there yet: add_slots() brings them.
-  BlockPool(std::uint32_t slot_count, std::uint32_t block_count, std::uint32_t present = ~0u);
-  static std::uint64_t metadata_bytes(std::uint32_t slot_count, std::uint32_t block_count);
+  // `present` on are not there yet: add_slots() brings them. queued: weak references outlive a call, in a queue of
+  // moves.
+  BlockPool(std::uint32_t slot_count, std::uint32_t block_count, std::uint32_t present = ~0u, bool queued = true);
+  static std::uint64_t metadata_bytes(std::uint32_t slot_count, std::uint32_t block_count, bool queued);
 
   Block& block(BlockId id) { return blocks_[index(id)]; }
   const Block& block(BlockId id) const { return blocks_[index(id)]; }
+  // Counts the lives of a record, so that a reference to it may be weak.
+  std::uint32_t generation(BlockId id) const {
+    return block(id).life | (wraps_.empty() ? 0u : std::uint32_t{wraps_[index(id)]} << 16);
+  }
   std::uint32_t block_capacity() const { return static_cast<std::uint32_t>(blocks_.size()); }
   std::uint32_t block_count() const { return block_count_; }
   std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slots_.size()); }
@@ -69,7 +78,10 @@ class BlockPool {
   void put_free_slot(SlotId slot, bool at_head);
   void bind(SlotId slot, BlockId id);  // a taken slot becomes the block's
   SlotId unbind(BlockId id);           // and back: the slot is the caller's now
-  BlockId owner(SlotId slot) const { return slots_[index(slot)].owner; }
+  BlockId owner(SlotId slot) const {   // kNone: it has none
+    const Slot& at = slots_[index(slot)];
+    return linked(at) ? BlockId::kNone : BlockId{at.link};
+  }
   // A slot that is being filled for a block which does not have it yet.
   void set_loading(SlotId slot, BlockId id);
 
@@ -97,13 +109,21 @@ class BlockPool {
 
  private:
   friend struct ManagerTestPeer;
+  // A free slot is linked into the queue, whose sentinel is the null slot; one that is bound or being filled has a
+  // block.
   struct Slot {
-    BlockId owner = BlockId::kNone;
-    SlotId next = SlotId::kNone, previous = SlotId::kNone;  // within the free queue; the null slot is its sentinel
-    SlotState state = SlotState::kTaken;
+    std::uint32_t link = kNoOwner;  // the slot behind it in the queue, or its block
+    std::uint32_t previous : 29 = 0;
+    SlotState state : 3 = SlotState::kTaken;
   };
+  static_assert(sizeof(Slot) == 8);
+  static constexpr std::uint32_t kNoOwner = ~0u;
+  Slot& at(SlotId slot) { return slots_[index(slot)]; }
+  static bool linked(const Slot& slot) { return slot.state == SlotState::kFree || slot.state == SlotState::kNull; }
+  void unlink(const Slot& slot);
 
   std::vector<Block> blocks_;
+  std::vector<std::uint16_t> wraps_;  // high bits of generation(); empty: nobody asks for that long
   std::vector<Slot> slots_;
   BlockId free_record_ = BlockId::kNone;
   std::uint32_t block_count_ = 0, free_slots_ = 0, slot_total_ = 0;

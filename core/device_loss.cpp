@@ -60,10 +60,7 @@ void ManagerImpl::give_back_device() {
 }
 
 void ManagerImpl::drop_queued() {
-  const auto still = [&](const BlockRef& ref) -> Block* {
-    Block& block = pool_->block(ref.id);
-    return block.generation == ref.generation ? &block : nullptr;
-  };
+  const auto still = [&](const BlockRef& ref) -> Block* { return same_life(ref) ? &pool_->block(ref.id) : nullptr; };
   for (const Job& job : std::exchange(stores_, {})) {
     ++counters_.frames_failed;
     lossy_pending_ -= job.lossy ? 1 : 0;

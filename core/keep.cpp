@@ -141,8 +141,8 @@ void ManagerImpl::drop_kin() {
     broken_families_.pop_back();
     for (const BlockRef& ref : kin) {
       const Block& block = pool_->block(ref.id);
-      if (!block.in_use || block.generation != ref.generation || block.refs != 0 || block.in_flight != 0 ||
-          !block.full() || retention_->held(ref.id))
+      if (!block.in_use || !same_life(ref) || block.refs != 0 || block.in_flight != 0 || !block.full() ||
+          retention_->held(ref.id))
         continue;
       ++counters_.family_evictions;
       forget_key(ref.id, block.slot != SlotId::kNone ? MissReason::kEvictedDevice : MissReason::kEvictedHost);
@@ -260,10 +260,10 @@ Status ManagerImpl::clear_if_foreign(SlotId slot, std::uint16_t name_space) {
 
 Status ManagerImpl::ensure_level(std::uint8_t priority) {
   if (slot_policy_->has_level(priority)) return {};
-  const std::uint64_t bytes = 2 * LeveledPolicy::level_bytes(pool_->block_capacity());
+  const std::uint64_t bytes = slot_policy_->level_bytes() + (host_ ? frame_policy_->level_bytes() : 0);
   FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, bytes));
   FIRN_TRY(slot_policy_->ensure_level(priority));
-  FIRN_TRY(frame_policy_->ensure_level(priority));
+  if (host_) FIRN_TRY(frame_policy_->ensure_level(priority));
   charges_.push_back(std::move(charge));
   fixed_metadata_bytes_ += bytes;
   return {};

@@ -20,13 +20,16 @@ namespace firn {
 
 class LeveledPolicy final : public EvictionPolicy {
  public:
-  LeveledPolicy(std::unique_ptr<EvictionPolicy> base, std::string config_name, std::uint32_t capacity,
+  // one_size: all candidates are of one size.
+  LeveledPolicy(std::unique_ptr<EvictionPolicy> base, std::string config_name, std::uint32_t capacity, bool one_size,
                 const BlockPool& pool)
-      : config_name_(std::move(config_name)), capacity_(capacity), pool_(pool) {
+      : config_name_(std::move(config_name)), capacity_(capacity), one_size_(one_size), pool_(pool) {
     levels_[kDefaultPriority] = std::move(base);
   }
-  // What one more level takes, roughly: policies keep up to 32 bytes an id.
-  static std::uint64_t level_bytes(std::uint32_t capacity) { return std::uint64_t{capacity} * 32; }
+  // What one more level takes: its policy, and with the first one the level of each id.
+  std::uint64_t level_bytes() const {
+    return policy_bytes(config_name_, capacity_, one_size_) + (level_of_.empty() ? capacity_ : 0);
+  }
   bool has_level(std::uint8_t priority) const { return levels_[priority] != nullptr; }
   Status ensure_level(std::uint8_t priority) {
     if (has_level(priority)) return {};
@@ -81,6 +84,7 @@ class LeveledPolicy final : public EvictionPolicy {
 
   std::string config_name_;
   std::uint32_t capacity_ = 0;
+  bool one_size_ = false;
   const BlockPool& pool_;
   std::array<std::unique_ptr<EvictionPolicy>, kMaxPriority + 1> levels_;  // by priority; null: not in use
   std::vector<std::uint8_t> level_of_;                                    // by id; empty: one level

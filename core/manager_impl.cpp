@@ -204,12 +204,15 @@ Status ManagerImpl::size_pool() {
       config_.host.budget_bytes == 0 ? 1
                                      : static_cast<std::uint32_t>(std::clamp<std::uint64_t>(framed, 64, kMaxRecords));
   const std::uint32_t block_count = slot_count + (config_.host.budget_bytes == 0 ? 0 : frame_count);
-  const std::uint32_t ghost_count = std::max(1024u, 2 * block_count);
-  fixed_metadata_bytes_ = BlockPool::metadata_bytes(slot_count, block_count) +
+  const std::uint32_t ghost_count = std::max(4096u, block_count);
+  // A slot is a page, whatever is in it; frames are of any size.
+  const bool has_host = config_.host.budget_bytes != 0;
+  const std::uint64_t policies = policy_bytes(config_.eviction, block_count, /*one_size=*/true) +
+                                 (has_host ? policy_bytes(config_.eviction, block_count, /*one_size=*/false) : 0);
+  fixed_metadata_bytes_ = BlockPool::metadata_bytes(slot_count, block_count, has_host) +
                           PrefixIndex::metadata_bytes(block_count) + FrameTable::metadata_bytes(frame_count) +
-                          Ghosts::metadata_bytes(ghost_count) + 2 * 16 * std::uint64_t{block_count} +
-                          2 * config_.mover.queue * sizeof(Job) + Verdicts::metadata_bytes() +
-                          EventLog::metadata_bytes(config_.events.capacity, block_count) +
+                          Ghosts::metadata_bytes(ghost_count) + policies + 2 * config_.mover.queue * sizeof(Job) +
+                          Verdicts::metadata_bytes() + EventLog::metadata_bytes(config_.events.capacity, block_count) +
                           (config_.pool.zero_on_free ? slot_count * sizeof(std::uint32_t) : 0);
   if (config_.retention.pin_budget_bytes == 0) config_.retention.pin_budget_bytes = budget / 4;
   // A state is whole or nothing.
@@ -228,15 +231,18 @@ Status ManagerImpl::size_pool() {
   if (fail_charge_ != 0) ledger_->fail_charge(fail_charge_);
   FIRN_TRY(charge_metadata());
 
-  pool_ = std::make_unique<BlockPool>(slot_count, block_count, static_cast<std::uint32_t>(slots) + null_slot);
+  pool_ = std::make_unique<BlockPool>(slot_count, block_count, static_cast<std::uint32_t>(slots) + null_slot, has_host);
   index_ = std::make_unique<PrefixIndex>(*pool_, block_count);
   if (partial_reuse) partial_ = std::make_unique<PartialIndex>(block_count);
   frames_ = std::make_unique<FrameTable>(frame_count);
   ghosts_ = std::make_unique<Ghosts>(ghost_count);
   FIRN_ASSIGN(auto slot_policy, make_policy(config_.eviction, block_count));
-  slot_policy_ = std::make_unique<LeveledPolicy>(std::move(slot_policy), config_.eviction, block_count, *pool_);
-  FIRN_ASSIGN(auto frame_policy, make_policy(config_.eviction, block_count));
-  frame_policy_ = std::make_unique<LeveledPolicy>(std::move(frame_policy), config_.eviction, block_count, *pool_);
+  slot_policy_ =
+      std::make_unique<LeveledPolicy>(std::move(slot_policy), config_.eviction, block_count, /*one_size=*/true, *pool_);
+  const std::uint32_t framed_blocks = has_host ? block_count : 1;  // without a host tier there are no frames
+  FIRN_ASSIGN(auto frame_policy, make_policy(config_.eviction, framed_blocks));
+  frame_policy_ = std::make_unique<LeveledPolicy>(std::move(frame_policy), config_.eviction, framed_blocks,
+                                                  /*one_size=*/false, *pool_);
   retention_ = std::make_unique<Retention>(*ledger_);
   events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
   if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);

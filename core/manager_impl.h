@@ -253,6 +253,7 @@ class ManagerImpl final : public Manager {
   bool is_hot(const Sequence& seq, std::uint32_t block) const {
     return block < sink_blocks() || block >= seq.hot_first;
   }
+  bool same_life(const BlockRef& ref) const { return pool_->generation(ref.id) == ref.generation; }
   void move_window(Sequence& seq);  // hot_refs follow the committed tokens
   void slide_out(Sequence& seq);    // blocks that no later token looks at become the null block
   // The first block that tokens after the first `tokens` ones look at.

@@ -137,7 +137,7 @@ bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     Block& block = pool_->block(blocks[i]);
     block.store_queued = true;
-    job.blocks[i] = {blocks[i], block.generation};
+    job.blocks[i] = {blocks[i], pool_->generation(blocks[i])};
   }
   stores_.push_back(job);
   work_.notify_one();
@@ -171,7 +171,7 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
         Block& block = pool_->block(blocks[j]);
         if (block.frame != job.frame || block.slot != SlotId::kNone || block.load_queued) continue;
         block.load_queued = true;
-        job.blocks[job.count++] = {blocks[j], block.generation};
+        job.blocks[job.count++] = {blocks[j], pool_->generation(blocks[j])};
         --room;
       }
       loads_.push_back(job);
@@ -206,8 +206,7 @@ Status ManagerImpl::cancel(Ticket ticket) {
   std::erase_if(loads_, [&](const Job& job) {
     if (job.ticket != ticket) return false;
     for (std::uint8_t i = 0; i < job.count; ++i)
-      if (Block& block = pool_->block(job.blocks[i].id); block.generation == job.blocks[i].generation)
-        block.load_queued = false;
+      if (same_life(job.blocks[i])) pool_->block(job.blocks[i].id).load_queued = false;
     finish(ticket);
     return true;
   });
@@ -337,7 +336,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
   bool whole = true;
   for (std::uint8_t i = 0; i < job.count; ++i) {
     Block& block = pool_->block(job.blocks[i].id);
-    if (block.generation != job.blocks[i].generation || !block.in_use) {
+    if (!same_life(job.blocks[i]) || !block.in_use) {
       whole = false;
       continue;
     }
@@ -463,7 +462,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   std::uint32_t wanted = 0;
   for (std::uint8_t i = 0; i < job.count; ++i) {
     Block& block = pool_->block(job.blocks[i].id);
-    if (block.generation != job.blocks[i].generation) continue;
+    if (!same_life(job.blocks[i])) continue;
     block.load_queued = false;
     if (!alive || block.frame != job.frame || block.slot != SlotId::kNone) continue;
     slots[i] = take_idle_slot(block.name_space);
@@ -508,7 +507,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     if (slots[i] == SlotId::kNone) continue;
     --loading_slots_;
     Block& block = pool_->block(job.blocks[i].id);
-    const bool still = block.generation == job.blocks[i].generation && block.in_use && block.frame == job.frame;
+    const bool still = same_life(job.blocks[i]) && block.in_use && block.frame == job.frame;
     if (decode.status.ok() && still && block.slot == SlotId::kNone) {
       pool_->bind(slots[i], job.blocks[i].id);
       note_tiers(job.blocks[i].id);

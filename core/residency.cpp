@@ -25,7 +25,7 @@ void ManagerImpl::update_candidate(BlockId id) {
        .parent = block.parent,
        .name_space = block.name_space,
        .position = block.position * kBlockTokens,
-       .bytes = set_of(block).block_bytes(),
+       .bytes = layout_.page_bytes,
        .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
        .priority = retention_->priority(id),
        .live = live,
@@ -95,7 +95,7 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   if (!retention_->unused())
     if (const std::vector<BlockId> kin = retention_->forget(id); !kin.empty()) {
       std::vector<BlockRef> refs;
-      for (const BlockId other : kin) refs.push_back({other, pool_->block(other).generation});
+      for (const BlockId other : kin) refs.push_back({other, pool_->generation(other)});
       broken_families_.push_back(std::move(refs));
     }
   index_->remove(id);
@@ -248,7 +248,7 @@ Result<SlotInfo> ManagerImpl::slot_info(SlotId slot) const {
     return Status(Code::kInvalidArgument, fmt::format("slot_info: there are slots 1 to {}", pool_->slot_count() - 1));
   if (pool_->state(slot) != BlockPool::SlotState::kBound) return SlotInfo{Key{}, 0, PageSetId{0}, true};
   const Block& block = pool_->block(pool_->owner(slot));
-  return SlotInfo{block.key, block.refs, block.page_set, false};
+  return SlotInfo{block.key, static_cast<std::uint32_t>(block.refs), block.page_set, false};
 }
 
 std::vector<SlotId> ManagerImpl::reuse_order() const {

@@ -54,6 +54,10 @@ Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
 }
 
 Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
+  if (sequences_.size() + deferred_.size() >= kMostHolders)
+    return Status(Code::kNoSpace,
+                  fmt::format("{} sequences are alive and {} wait for their fences, as many as can be counted",
+                              sequences_.size(), deferred_.size()));
   if (sequences_.size() >= config_.max_sequences)
     return Status(Code::kNoSpace,
                   fmt::format("{} sequences are alive, as many as max_sequences allows", sequences_.size()));

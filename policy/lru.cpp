@@ -1,15 +1,17 @@
-// lru.cpp: least recently used, with what an eviction would lose in front.
+// lru.cpp: least recently used.
 //
-// A candidate is in one of three lists, by what is lost when it goes:
-//   1. dead, and the tier below has its bytes: nothing is lost, and nobody is reading it
-//   2. live (cold in some sequence), and the tier below has its bytes: the sequence will have to decode it again
-//   3. no copy below: its tokens would have to be computed again
-// Victims come from list 1, then 2, then 3, each from head to tail. Everything that says "used just now" (an insert, a
-// hit, a read) appends to the tail of the candidate's list; a copy that appears or is lost appends to the tail of the
-// other one. So within a list the order is that of last use. A sequence is freed from its last block to its first,
-// which puts suffixes in front of the prefixes they depend on, without anybody keeping a tree. The lists are doubly
-// linked through two arrays indexed by BlockId, so that a block in the middle leaves in O(1), with three sentinels
-// behind the last id. 13 bytes per id, allocated once.
+// A candidate is in one of two lists:
+//   1. dead: no sequence reads it, so evicting it costs something only if somebody asks for it again
+//   2. live (cold in some sequence): evicting it costs a decode in every step from now on
+// Victims come from list 1, then 2, each from head to tail. Everything that says "used just now" (an insert, a hit, a
+// read) appends to the tail of the candidate's list, so that a list is in order of last use. A sequence is freed from
+// its last block to its first, which puts suffixes in front of the prefixes they depend on, without anybody keeping a
+// tree. Whether the tier below has a copy does not matter: such a tier keeps what was used last, so that taking blocks
+// with a copy first would keep the oldest blocks of all (docs/policies.md has figures).
+//
+// The lists are doubly linked through one array indexed by BlockId, so that a block in the middle leaves in O(1), with
+// two sentinels behind the last id; the two highest bits of a link say which list. 8 bytes per id, allocated once, and
+// 4 more from the first candidate on that is of another size than those before it.
 #include <limits>
 #include <vector>
 
@@ -19,13 +21,14 @@
 namespace firn {
 namespace {
 
-enum List : std::uint32_t { kDeadWithCopy, kLiveWithCopy, kLastCopy, kLists };
+enum List : std::uint32_t { kDead, kLive, kLists, kNoList };
 
 class LruPolicy final : public EvictionPolicy {
  public:
   explicit LruPolicy(std::uint32_t capacity)
-      : capacity_(capacity), links_(std::size_t{capacity} + kLists), bytes_(capacity), flags_(capacity) {
-    for (std::uint32_t list = 0; list < kLists; ++list) links_[capacity + list] = {capacity + list, capacity + list};
+      : capacity_(capacity), links_(std::size_t{capacity} + kLists, Link{0, kNoList, 0}) {
+    for (std::uint32_t list = 0; list < kLists; ++list)
+      links_[capacity + list] = {capacity + list, list, capacity + list};
   }
 
   std::string_view name() const override { return "lru"; }
@@ -34,38 +37,27 @@ class LruPolicy final : public EvictionPolicy {
   void on_insert(const BlockFacts& facts, Instant) override {
     const std::uint32_t id = index(facts.id);
     FIRN_CHECK(id < capacity_);
-    if (flags_[id] & kCandidate) {
+    if (is_candidate(id)) {
       unlink(id);
     } else {
       ++count_;
     }
-    // Frames are far below 4 GiB. A larger claim is cut, so that no victim frees less than was counted for it.
-    constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
-    bytes_[id] = facts.bytes < kMost ? static_cast<std::uint32_t>(facts.bytes) : kMost;
-    flags_[id] = static_cast<std::uint8_t>(kCandidate | (facts.live ? kLive : 0) | (facts.has_copy ? kCopy : 0));
-    append(id);
+    set_bytes(id, facts.bytes);
+    append(id, facts.live ? kLive : kDead);
   }
 
   void on_access(BlockId block, Access access, Instant) override {
     const std::uint32_t id = index(block);
-    if (!is_candidate(id)) return;
-    const bool had_copy = (flags_[id] & kCopy) != 0;
-    if (access == Access::kCopied) {
-      if (had_copy) return;  // known: the order stays
-      flags_[id] |= kCopy;
-    } else if (access == Access::kCopyLost) {
-      if (!had_copy) return;
-      flags_[id] &= static_cast<std::uint8_t>(~kCopy);
-    }
+    if (!is_candidate(id) || access == Access::kCopied || access == Access::kCopyLost) return;
     unlink(id);
-    append(id);
+    append(id, links_[id].list);
   }
 
   void on_remove(BlockId block) override {
     const std::uint32_t id = index(block);
     if (!is_candidate(id)) return;
     unlink(id);
-    flags_[id] = 0;
+    links_[id].list = kNoList;
     --count_;
   }
 
@@ -78,7 +70,7 @@ class LruPolicy final : public EvictionPolicy {
         if (found == out.size() || (found >= need.count && freed >= need.bytes)) return found;
         if (filter && !filter(BlockId{id})) continue;
         out[found++] = BlockId{id};
-        freed += bytes_[id];
+        freed += bytes_.empty() ? common_bytes_ : bytes_[id];
       }
     }
     return found;
@@ -87,43 +79,52 @@ class LruPolicy final : public EvictionPolicy {
   std::size_t candidates() const override { return count_; }
 
  private:
-  enum Flag : std::uint8_t { kCandidate = 1, kLive = 2, kCopy = 4 };
   struct Link {
-    std::uint32_t previous = 0, next = 0;
+    std::uint32_t previous : 30;
+    std::uint32_t list : 2;
+    std::uint32_t next;
   };
+  static_assert(sizeof(Link) == 8, "what policy_bytes() says of lru");
 
-  bool is_candidate(std::uint32_t id) const { return id < capacity_ && (flags_[id] & kCandidate) != 0; }
+  bool is_candidate(std::uint32_t id) const { return id < capacity_ && links_[id].list != kNoList; }
 
-  List list_of(std::uint32_t id) const {
-    if (!(flags_[id] & kCopy)) return kLastCopy;
-    return flags_[id] & kLive ? kLiveWithCopy : kDeadWithCopy;
+  // Frames are far below 4 GiB. A larger claim is cut, so that no victim frees less than was counted for it.
+  void set_bytes(std::uint32_t id, std::uint64_t claim) {
+    constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
+    const std::uint32_t bytes = claim < kMost ? static_cast<std::uint32_t>(claim) : kMost;
+    if (bytes_.empty()) {
+      if (count_ == 1) common_bytes_ = bytes;
+      if (bytes == common_bytes_) return;
+      bytes_.assign(capacity_, common_bytes_);
+    }
+    bytes_[id] = bytes;
   }
 
-  void append(std::uint32_t id) {
-    const std::uint32_t sentinel = capacity_ + list_of(id);
-    const std::uint32_t last = links_[sentinel].previous;
-    links_[id] = {last, sentinel};
+  void append(std::uint32_t id, std::uint32_t list) {
+    Link& sentinel = links_[capacity_ + list];
+    const std::uint32_t last = sentinel.previous;
+    links_[id] = {last, list, capacity_ + list};
     links_[last].next = id;
-    links_[sentinel].previous = id;
+    sentinel.previous = id;
   }
 
   void unlink(std::uint32_t id) {
-    links_[links_[id].previous].next = links_[id].next;
-    links_[links_[id].next].previous = links_[id].previous;
+    const Link& link = links_[id];
+    links_[link.previous].next = link.next;
+    links_[link.next].previous = link.previous;
   }
 
   std::uint32_t capacity_ = 0;
   std::size_t count_ = 0;
   std::vector<Link> links_;           // ids, then one sentinel per list
-  std::vector<std::uint32_t> bytes_;  // what evicting it frees
-  std::vector<std::uint8_t> flags_;
+  std::uint32_t common_bytes_ = 0;    // what evicting any of them frees...
+  std::vector<std::uint32_t> bytes_;  // ...unless this says it of each
 };
 
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity) {
-  // The sentinels take three ids, and kNone is none.
-  FIRN_CHECK(capacity < std::numeric_limits<std::uint32_t>::max() - kLists);
+  FIRN_CHECK(capacity <= kMaxPolicyIds);
   return std::make_unique<LruPolicy>(capacity);
 }
 

@@ -1,6 +1,6 @@
 // ranking.h: what one eviction rule has to say: in which order candidates should go. RankedPolicy makes an
-// EvictionPolicy of it: it keeps the facts every rule needs, and one ranking for each kind of loss, so that a block
-// whose bytes the tier below has always goes before a last copy, whatever the rule.
+// EvictionPolicy of it: it keeps what every rule needs, and one ranking of dead blocks and one of those that live
+// sequences hold, so that a dead block always goes before one that is still read, whatever the rule.
 #pragma once
 
 #include <functional>

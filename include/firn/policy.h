@@ -64,13 +64,18 @@ class FIRN_API EvictionPolicy {
   virtual std::size_t candidates() const = 0;
 };
 
-// Least recently used. Blocks with a copy below go first (dead ones, then those of live sequences), last copies after
-// them; within each in order of insertion, which for a freed sequence is tail first, so that a prefix outlives its
-// suffix. capacity: ids are below it. Everything is O(1); memory is allocated here and never again.
+inline constexpr std::uint32_t kMaxPolicyIds = (1u << 30) - 8;
+
+// Least recently used. Dead blocks go first, then those of live sequences; within each in order of insertion, which for
+// a freed sequence is tail first, so that a prefix outlives its suffix. capacity: ids are below it; at most
+// kMaxPolicyIds. Everything is O(1); memory is allocated here, and once more when the first candidate of another size
+// comes.
 FIRN_API std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity);
 // By name, for configuration; docs/policies.md says what each does. kInvalidArgument lists the names there are. Memory
-// is allocated here, once more when the first block with a copy below comes, and for names that a rule remembers.
+// is allocated here, once more when the first block of a live sequence comes, and for names that a rule remembers.
 FIRN_API Result<std::unique_ptr<EvictionPolicy>> make_policy(std::string_view name, std::uint32_t capacity);
+// What such a policy takes at most, in bytes. one_size: all its candidates are of one size. 0: no such policy.
+FIRN_API std::uint64_t policy_bytes(std::string_view name, std::uint32_t capacity, bool one_size);
 FIRN_API std::span<const std::string_view> policy_names();
 
 }  // namespace firn

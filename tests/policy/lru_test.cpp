@@ -1,4 +1,4 @@
-// LRU, against a model that keeps its three lists as vectors and searches them.
+// LRU, against a model that keeps its two lists as vectors and searches them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -54,7 +54,7 @@ TEST(Lru, AFreedSequenceGoesTailFirstSoThatItsPrefixOutlivesIt) {
   EXPECT_EQ(policy->candidates(), 6u) << "victims stay candidates until they are removed";
 }
 
-TEST(Lru, WhatLosesNothingGoesFirstThenWhatIsReadThenLastCopies) {
+TEST(Lru, WhatNobodyReadsGoesFirstWhetherItHasACopyOrNot) {
   const auto policy = make_lru_policy(16);
   policy->on_insert(dead(1, false), kNow);
   policy->on_insert(live(2), kNow);
@@ -62,29 +62,23 @@ TEST(Lru, WhatLosesNothingGoesFirstThenWhatIsReadThenLastCopies) {
   policy->on_insert(dead(4, false), kNow);
   policy->on_insert(live(5), kNow);
   policy->on_insert(dead(6, true), kNow);
-  EXPECT_EQ(order(*policy), (Ids{3, 6, 2, 5, 1, 4}));
+  EXPECT_EQ(order(*policy), (Ids{1, 3, 4, 6, 2, 5}));
 }
 
 TEST(Lru, AHitOrAReadMovesToTheTailOfItsOwnList) {
   const auto policy = make_lru_policy(16);
-  for (const std::uint32_t id : {1u, 2u, 3u}) policy->on_insert(dead(id, true), kNow);
-  for (const std::uint32_t id : {4u, 5u}) policy->on_insert(dead(id, false), kNow);
+  for (const std::uint32_t id : {1u, 2u, 3u}) policy->on_insert(dead(id), kNow);
+  for (const std::uint32_t id : {4u, 5u}) policy->on_insert(live(id), kNow);
   policy->on_access(BlockId{1}, Access::kHit, kNow);
   policy->on_access(BlockId{4}, Access::kRead, kNow);
   EXPECT_EQ(order(*policy), (Ids{2, 3, 1, 5, 4}));
 }
 
-TEST(Lru, ACopyThatAppearsOrIsLostMovesBetweenTheLists) {
+TEST(Lru, ACopyThatAppearsOrIsLostIsNoUse) {
   const auto policy = make_lru_policy(16);
-  for (const std::uint32_t id : {1u, 2u, 3u}) policy->on_insert(dead(id, false), kNow);
-  policy->on_access(BlockId{3}, Access::kCopied, kNow);
+  for (const std::uint32_t id : {1u, 2u, 3u}) policy->on_insert(dead(id, id == 2), kNow);
   policy->on_access(BlockId{1}, Access::kCopied, kNow);
-  EXPECT_EQ(order(*policy), (Ids{3, 1, 2}));
-  policy->on_access(BlockId{3}, Access::kCopied, kNow);  // known already
-  EXPECT_EQ(order(*policy), (Ids{3, 1, 2}));
-  policy->on_access(BlockId{3}, Access::kCopyLost, kNow);
-  EXPECT_EQ(order(*policy), (Ids{1, 2, 3}));
-  policy->on_access(BlockId{2}, Access::kCopyLost, kNow);  // had none
+  policy->on_access(BlockId{2}, Access::kCopyLost, kNow);
   EXPECT_EQ(order(*policy), (Ids{1, 2, 3}));
 }
 
@@ -119,7 +113,7 @@ TEST(Lru, TheFilterIsHonoured) {
   const auto policy = make_lru_policy(16);
   for (std::uint32_t id = 1; id < 9; ++id) policy->on_insert(dead(id, id % 3 == 0), kNow);
   const Filter even = [](BlockId id) { return index(id) % 2 == 0; };
-  EXPECT_EQ(victims(*policy, {.count = 3, .bytes = 0}, even), (Ids{6, 2, 4}));
+  EXPECT_EQ(victims(*policy, {.count = 3, .bytes = 0}, even), (Ids{2, 4, 6}));
   EXPECT_TRUE(victims(*policy, {.count = 3, .bytes = 0}, [](BlockId) { return false; }).empty());
 }
 
@@ -161,7 +155,7 @@ TEST(MakePolicy, KnowsItsNamesAndListsThemToWhoDoesNot) {
   EXPECT_NE(policy.status().message().find("lru"), std::string::npos);
 }
 
-// The same promises in the plainest words: three vectors, searched from the front.
+// The same promises in the plainest words: two vectors, searched from the front.
 class NaiveLru {
  public:
   void insert(const BlockFacts& facts) {
@@ -172,12 +166,7 @@ class NaiveLru {
   void access(std::uint32_t id, Access access) {
     const auto found = facts_.find(id);
     if (found == facts_.end()) return;
-    BlockFacts facts = found->second;
-    if (access == Access::kCopied || access == Access::kCopyLost) {
-      if (facts.has_copy == (access == Access::kCopied)) return;
-      facts.has_copy = !facts.has_copy;
-    }
-    insert(facts);
+    if (access == Access::kHit || access == Access::kRead) insert(BlockFacts(found->second));
   }
   void remove(std::uint32_t id) {
     for (auto& ids : lists_) ids.erase(std::remove(ids.begin(), ids.end(), id), ids.end());
@@ -199,8 +188,8 @@ class NaiveLru {
   std::size_t size() const { return facts_.size(); }
 
  private:
-  std::vector<std::uint32_t>& list(const BlockFacts& facts) { return lists_[!facts.has_copy ? 2 : facts.live ? 1 : 0]; }
-  std::array<std::vector<std::uint32_t>, 3> lists_;
+  std::vector<std::uint32_t>& list(const BlockFacts& facts) { return lists_[facts.live ? 1 : 0]; }
+  std::array<std::vector<std::uint32_t>, 2> lists_;
   std::map<std::uint32_t, BlockFacts> facts_;
 };
 

@@ -69,12 +69,12 @@ TEST(FreeQueue, AgreesWithADequeUnderRandomOperations) {
 TEST(BlockRecords, ARecordsGenerationTellsItsLivesApart) {
   BlockPool pool(4, 2);
   const BlockId first = pool.make_record();
-  const std::uint32_t generation = pool.block(first).generation;
+  const std::uint32_t generation = pool.generation(first);
   pool.block(first).position = 7;
   pool.drop_record(first);
   const BlockId again = pool.make_record();
   EXPECT_EQ(again, first);
-  EXPECT_NE(pool.block(again).generation, generation);
+  EXPECT_NE(pool.generation(again), generation);
   EXPECT_EQ(pool.block(again).position, 0u) << "nothing of its former life is left";
   EXPECT_NE(pool.make_record(), again);
   EXPECT_FALSE(pool.has_free_record());

@@ -88,6 +88,19 @@ class Verify : public testing::Test {
         what, names, [&] { value = wrong; }, [&] { value = right; });
   }
 
+  // For a record with narrow fields.
+  template <class Record>
+  void caught_in(const char* what, const std::string& names, Record& record,
+                 const std::function<void(Record&)>& breaks) {
+    const Record right = record;
+    caught(
+        what, names, [&] { breaks(record); }, [&] { record = right; });
+  }
+  void caught_in_block(const char* what, const std::string& names, BlockId id,
+                       const std::function<void(Block&)>& breaks) {
+    caught_in<Block>(what, names, block(id), breaks);
+  }
+
   BlockPool& pool() { return Peer::pool(*manager_); }
   Block& block(BlockId id) { return pool().block(id); }
   // The n-th block of which this is true.
@@ -120,13 +133,13 @@ class Verify : public testing::Test {
 
 TEST_F(Verify, ReferencesAreCountedAnew) {
   const BlockId held = first(is_hot);
-  caught("one reference too many", named(held) + " refs", block(held).refs, block(held).refs + 1);
-  caught("one too few", named(held) + " refs", block(held).refs, block(held).refs - 1);
-  caught("a hot reference too many", named(held) + " hot_refs", block(held).hot_refs, block(held).hot_refs + 1);
-  caught("none", named(held) + " hot_refs", block(held).hot_refs, 0u);
+  caught_in_block("one reference too many", named(held) + " refs", held, [](Block& b) { ++b.refs; });
+  caught_in_block("one too few", named(held) + " refs", held, [](Block& b) { --b.refs; });
+  caught_in_block("a hot reference too many", named(held) + " hot_refs", held, [](Block& b) { ++b.hot_refs; });
+  caught_in_block("none", named(held) + " hot_refs", held, [](Block& b) { b.hot_refs = 0; });
   const BlockId dead = first(is_dead_resident);
-  caught("a dead block that claims a holder", named(dead) + " refs", block(dead).refs, 1u);
-  caught("and to be hot", named(dead) + " hot_refs", block(dead).hot_refs, 1u);
+  caught_in_block("a dead block that claims a holder", named(dead) + " refs", dead, [](Block& b) { b.refs = 1; });
+  caught_in_block("and to be hot", named(dead) + " hot_refs", dead, [](Block& b) { b.hot_refs = 1; });
 }
 
 TEST_F(Verify, TablesLeadToBlocksThatExist) {
@@ -150,29 +163,41 @@ TEST_F(Verify, SlotsAndBlocksAgree) {
   caught("a block in a slot beyond the pool", named(a) + " slot", block(a).slot, SlotId{pool().slot_count()});
   caught("a block in the null slot", named(a) + " slot", block(a).slot, SlotId{0});
   Peer::Slot& slot = Peer::slot(*manager_, index(block(a).slot));
-  caught("a slot that names another block", "slot " + std::to_string(index(block(a).slot)) + ":", slot.owner, b);
-  caught("a slot that names nobody", "slot " + std::to_string(index(block(a).slot)), slot.owner, BlockId::kNone);
-  caught("a slot that lost its block", "taken and given to nobody", slot.state, BlockPool::SlotState::kTaken);
-  caught("a slot that claims to be the null slot", "null slot", slot.state, BlockPool::SlotState::kNull);
-  caught("a slot that claims to be filled", "being filled", slot.state, BlockPool::SlotState::kLoading);
+  const std::string slot_a = "slot " + std::to_string(index(block(a).slot));
+  using Slot = Peer::Slot;
+  using State = BlockPool::SlotState;
+  const std::uint32_t other = index(b);
+  caught_in<Slot>("a slot that names another block", slot_a + ":", slot, [other](Slot& at) { at.link = other; });
+  caught_in<Slot>("a slot that names nobody", slot_a, slot, [](Slot& at) { at.link = index(BlockId::kNone); });
+  caught_in<Slot>("a slot that lost its block", "taken and given to nobody", slot,
+                  [](Slot& at) { at.state = State::kTaken; });
+  caught_in<Slot>("a slot that claims to be the null slot", "null slot", slot,
+                  [](Slot& at) { at.state = State::kNull; });
+  caught_in<Slot>("a slot that claims to be filled", "being filled", slot,
+                  [](Slot& at) { at.state = State::kLoading; });
   caught("a load that nobody does", "being filled", Peer::loading_slots(*manager_), 1u);
 }
 
 TEST_F(Verify, TheFreeQueueIsWalkedBothWays) {
-  Peer::Slot& one = Peer::slot(*manager_, free_slot(1));
-  const SlotId self{free_slot(1)};
-  caught("a link that skips a slot", "free queue", one.next, Peer::slot(*manager_, index(one.next)).next);
-  caught("a link back to the wrong slot", "does not link back", one.previous, self);
-  caught("a link out of the pool", "links outside", one.next, SlotId{pool().slot_count()});
-  caught("a cycle", "free queue", one.next, self);
-  caught("a queue that ends early", "free queue", one.next, SlotId{0});
-  caught("a tail that is not the last", "tail", Peer::slot(*manager_, 0).previous, SlotId{free_slot(0)});
+  using Slot = Peer::Slot;
+  using State = BlockPool::SlotState;
+  Slot& one = Peer::slot(*manager_, free_slot(1));
+  const std::uint32_t self = free_slot(1), beyond = pool().slot_count();
+  caught_in<Slot>("a link that skips a slot", "free queue", one,
+                  [&](Slot& at) { at.link = Peer::slot(*manager_, at.link).link; });
+  caught_in<Slot>("a link back to the wrong slot", "does not link back", one, [&](Slot& at) { at.previous = self; });
+  caught_in<Slot>("a link out of the pool", "links outside", one, [&](Slot& at) { at.link = beyond; });
+  caught_in<Slot>("a cycle", "free queue", one, [&](Slot& at) { at.link = self; });
+  caught_in<Slot>("a queue that ends early", "free queue", one, [](Slot& at) { at.link = 0; });
+  caught_in<Slot>("a tail that is not the last", "tail", Peer::slot(*manager_, 0),
+                  [&](Slot& at) { at.previous = free_slot(0); });
   caught("a wrong count", "counted", Peer::free_slots(*manager_), Peer::free_slots(*manager_) + 1);
-  caught("a queued slot that is not free", "queued but not free", one.state, BlockPool::SlotState::kTaken);
+  caught_in<Slot>("a queued slot that is not free", "queued but not free", one,
+                  [](Slot& at) { at.state = State::kTaken; });
   // A cached block's slot put into the queue: it would be handed out while its block is found.
   const BlockId cached = first(is_dead_resident);
-  Peer::Slot& slot = Peer::slot(*manager_, index(block(cached).slot));
-  caught("a cached slot that claims to be free", "free", slot.state, BlockPool::SlotState::kFree);
+  caught_in<Slot>("a cached slot that claims to be free", "free", Peer::slot(*manager_, index(block(cached).slot)),
+                  [](Slot& at) { at.state = State::kFree; });
 }
 
 TEST_F(Verify, TheIndexAndTheBlocksAgreeBothWays) {
@@ -206,8 +231,8 @@ TEST_F(Verify, FramesAndBlocksAgreeBothWays) {
   const BlockId b = first([&](const Block& other) { return is_framed(other) && other.frame != block(a).frame; });
   caught("a block that points at a foreign frame", named(a) + " frame", block(a).frame, block(b).frame);
   caught("a frame out of the table", named(a) + " frame", block(a).frame, FrameId{Peer::frames(*manager_).capacity()});
-  caught("another place within it", "frame", block(a).frame_index,
-         static_cast<std::uint8_t>(block(a).frame_index == 0 ? 1 : 0));
+  caught_in_block("another place within it", "frame", a,
+                  [](Block& block_of_it) { block_of_it.frame_index = block_of_it.frame_index == 0 ? 1 : 0; });
   const std::uint8_t at = block(a).frame_index;
   const std::string frame_a = "frame " + std::to_string(index(block(a).frame));
   caught("a frame that holds a foreign block", frame_a, frame(a).blocks[at], b);
