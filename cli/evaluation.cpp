@@ -224,8 +224,9 @@ Result<Scores> score_with(llama::Engine& engine, llama::Sequence& sequence, std:
   return scores;
 }
 
+// What was stored is counted while the sequence lives: what it leaves behind when it ends is stored at leisure.
 Result<Scores> serve(Session& session, llama::Engine& engine, const std::vector<TokenId>& window,
-                     const EvaluationOptions& options, Progress& progress) {
+                     const EvaluationOptions& options, Progress& progress, Stats* stored = nullptr) {
   BeginOptions begin;
   begin.read_cache = false;
   const std::span<const TokenId> text = std::span(window).first(options.context);
@@ -234,6 +235,7 @@ Result<Scores> serve(Session& session, llama::Engine& engine, const std::vector<
   FIRN_TRY(engine.run(sequences, [&](std::size_t tokens) { progress.add(tokens); }));
   FIRN_ASSIGN(Scores scores, score_with(engine, sequence, text.last(options.scored), progress));
   FIRN_TRY(session.manager->wait_idle());
+  if (stored != nullptr) *stored = session.manager->stats();
   return scores;
 }
 
@@ -292,9 +294,9 @@ Result<Unit> run_unit(const LoadedModel& model, const EvaluatedCodec& codec, con
   FIRN_ASSIGN(const Config config, config_for(model, codec, options));
   FIRN_ASSIGN(Session session, Session::open(model, config));
   const Clock start = Clock::now();
-  FIRN_ASSIGN(const Scores scores, serve(session, *session.engine, window, options, progress));
+  Stats stats;
+  FIRN_ASSIGN(const Scores scores, serve(session, *session.engine, window, options, progress, &stats));
   unit.seconds = Clock::now().since(start).wall_s;
-  const Stats stats = session.manager->stats();
   unit.frame_bytes = stats.kv_offload_bytes_store;
   unit.raw_bytes = stats.host_raw_bytes;
   unit.frames = stats.frames_stored;
