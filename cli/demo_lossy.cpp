@@ -14,8 +14,8 @@
 namespace firn::cli {
 namespace {
 
-constexpr std::uint32_t kStackLayers = 6;  // docs/codecs.md, section 6, says why
-constexpr std::uint32_t kWindow = 1024;
+constexpr std::uint32_t kStackLayers = 15;  // docs/codecs.md, section 6, says why
+constexpr std::uint32_t kWindow = 512;      // short, so that there are several to hold out
 constexpr int kRestores = 3;
 
 // On the demo's other texts, so that its document is new to the codec.
@@ -27,6 +27,7 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
       windows.emplace_back(tokens.begin() + static_cast<std::ptrdiff_t>(at),
                            tokens.begin() + static_cast<std::ptrdiff_t>(at + kWindow));
   }
+  shuffle_windows(windows);
   const ModelSpec spec = model.model.spec();
   CalibrationOptions options;
   const std::uint32_t layers = spec.groups[0].layer_count;
@@ -49,7 +50,7 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
 // The artefact in the cache folder; calibrated now where there is none that fits.
 Status find_artefact(const LoadedModel& model, std::uint32_t threads, LossyReport& report) {
   report.artefact =
-      fmt::format("{}/demo-kvtc-{}.safetensors", cache_folder(), to_hex(model.model.spec().weights).substr(0, 16));
+      fmt::format("{}/demo-kvtc-15-{}.safetensors", cache_folder(), to_hex(model.model.spec().weights).substr(0, 16));
   const Result<std::shared_ptr<const Artefact>> found = load_artefact(report.artefact);
   if (found.ok() && make_codec(CodecId::kKvtc, *found, 16, model.model.spec()).ok()) {
     report.calibration_tokens = describe(**found).tokens;
