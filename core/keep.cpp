@@ -457,7 +457,10 @@ Status ManagerImpl::set_family(std::span<const Key> keys) {
   FIRN_TRY(find_keys(keys, blocks, absent));
   if (absent != 0)
     return Status(Code::kUnavailable, fmt::format("set_family: {} of {} keys are not here", absent, keys.size()));
-  if (blocks.size() < keys.size()) return Status(Code::kInvalidArgument, "set_family: a key is given twice");
+  std::vector<Key> sorted(keys.begin(), keys.end());
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
+    return Status(Code::kInvalidArgument, "set_family: a key is given twice");
   for (const BlockId id : blocks)
     if (retention_->family(id)) return Status(Code::kInvalidArgument, "set_family: a block is in a family already");
   return retention_->make_family(blocks);

@@ -17,7 +17,7 @@ may call; every call lets go of the interpreter's lock while it works.
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Iterator, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Tuple, Union
 
 from . import _firn
 from ._firn import (  # noqa: F401
@@ -88,6 +88,11 @@ class Manager(_firn.Manager):
     @property
     def pool(self) -> "BlockPool":
         return BlockPool(self)
+
+
+def tokens_on_all_ranks(matches: Iterable[PrefixMatch]) -> int:
+    """Tensor parallel: as many tokens as every rank can reuse, for begin(max_reuse_tokens=...) on each of them."""
+    return min((match.tokens for match in matches), default=0)
 
 
 class BlockPool:

@@ -139,6 +139,8 @@ def test_a_manager_names_the_blocks_of_a_request_by_its_adapter_and_media():
     assert manager.match_prefix(tokens, **other).tokens == 32, "the same picture one token later is another prompt"
     assert manager.match_prefix(tokens, **options, max_reuse_tokens=20).tokens == 16
     assert manager.match_prefix(tokens, **options, drop_last_block=True).tokens == 32
+    ranks = [manager.match_prefix(tokens, **options), manager.match_prefix(tokens[:40], **options)]
+    assert firn.tokens_on_all_ranks(ranks) == 32 and firn.tokens_on_all_ranks([]) == 0
     assert [block.hit for block in manager.explain(tokens, **options).blocks] == [True] * 3 + [False]
     with pytest.raises(firn.InvalidArgument, match=r"media\[1\] begins at token 3"):
         manager.begin(tokens, media=[(0, 4, b"a"), (3, 4, b"b")])

@@ -71,6 +71,8 @@ TEST_F(KeepGroups, AFamilyIsEveryPageSetsBlocksOfItsKeysAndGoesAsOne) {
   const Tokens one = cached(1, 0), two = cached(1, 100), other = cached(1, 200);
   const std::vector<Key> keys{m().compute_keys(one)[0], m().compute_keys(two)[0]};
   ASSERT_EQ(present(keys), 2 * kSets);
+  const std::vector<Key> twice{keys[0], keys[0]};
+  EXPECT_EQ(m().set_family(twice).message(), "set_family: a key is given twice");
   ASSERT_OK(m().set_family(keys));
   const SeqId reader = prompt(m(), joined(two, {1}));  // one key of the family, and a block of its own
   ASSERT_OK(press(2));
