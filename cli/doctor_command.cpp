@@ -84,7 +84,14 @@ void print_budgets(const Machine& machine, const LoadedConfig& loaded, const Mod
 Result<std::vector<VulkanReport>> look_for_vulkan(const Arguments& arguments) {
   if (!arguments.root.empty())
     return Status(Code::kUnavailable, "not asked for, because --root is another machine's files");
-  return vulkan_devices();
+  FIRN_ASSIGN(std::vector<VulkanReport> devices, vulkan_devices());
+  // What a device proves only when it is made.
+  for (VulkanReport& device : devices) {
+    if (!device.usable()) continue;
+    const auto made = make_vulkan_device({.device = device.uuid});
+    device.host_memory = made.ok() ? (*made)->report().host_memory : "cannot be made: " + made.status().message();
+  }
+  return devices;
 }
 
 void print_vulkan(const Result<std::vector<VulkanReport>>& devices) {

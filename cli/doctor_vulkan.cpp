@@ -40,6 +40,7 @@ void add_lines(const VulkanReport& device, std::vector<std::string>& lines) {
   for (const auto& [name, there] : device.optional)
     lines.push_back(there ? fmt::format("   uses {}", name)
                           : fmt::format("   missing {}: {}", name, fallback_of(name)));
+  if (!device.host_memory.empty()) lines.push_back(fmt::format("   host memory {}", device.host_memory));
   for (const VulkanReport::Heap& heap : device.heaps)
     lines.push_back(fmt::format(
         "   heap {} {}, {}", human_bytes(heap.bytes), heap.device_local ? "device-local" : "host",
@@ -85,6 +86,7 @@ nlohmann::ordered_json vulkan_json(const Result<std::vector<VulkanReport>>& devi
                    {"usable", device.usable()},
                    {"missing", device.missing},
                    {"optional", optional},
+                   {"host_memory", device.host_memory},
                    {"heaps", heaps},
                    {"limits", limits}});
   }

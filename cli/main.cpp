@@ -45,6 +45,9 @@ void SettingFlags::add_to(CLI::App& command) {
             help)
         ->type_name("VALUE");
   };
+  // simulate and plan have a --device of their own, which is a price list.
+  if (!command.get_option_no_throw("--device"))
+    flag("--device", "device", "auto, cpu, lavapipe, or a Vulkan device's index, name or UUID; sets device");
   flag("--pool-budget", "pool.budget", "the pool's bytes, such as 16MiB; sets pool.budget");
   flag("--host-budget", "host.budget", "the host tier's bytes, or off; sets host.budget");
   flag("--threads", "threads", "threads of attention and codecs; sets threads");

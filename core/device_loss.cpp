@@ -51,6 +51,7 @@ Status ManagerImpl::take_replacement(Replacement& next) {
 
 void ManagerImpl::give_back_device() {
   Memory& memory = device_->memory();
+  give_back_arenas();
   for (const Retired& retired : retired_) memory.free(retired.region);
   retired_.clear();
   for (const Chunk& chunk : chunks_)
@@ -125,6 +126,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   lost_handles_.push_back(device_->timeline().last().handle);
   lost_devices_.push_back(std::exchange(own_device_, std::move(own)));  // the engine may have regions there still
   device_ = &next_device;
+  import_arenas();
   last_write_ = staging_read_ = blocked_on_ = {};
   busy_slots_.clear();
 

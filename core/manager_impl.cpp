@@ -67,6 +67,7 @@ ManagerImpl::~ManagerImpl() {
   if (!device_) return;
   // What was started and never waited for may still read and write all of this.
   device_->timeline().wait(device_->timeline().last(), kLastWaitNs).ok();
+  give_back_arenas();
   for (const Chunk& chunk : chunks_)
     if (chunk.region.bytes != 0) device_->memory().free(chunk.region);
   for (const Retired& retired : retired_) device_->memory().free(retired.region);
@@ -362,6 +363,7 @@ Status ManagerImpl::make_host_tier() {
                     format_bytes(config_.host.budget_bytes), host_->capabilities().max_frame_bytes,
                     kMaxExtentBlocks * kBlockTokens, bound));
   fixed_host_bytes_ = ledger_->spent(Budget::kHost);
+  import_arenas();
   return {};
 }
 
@@ -410,6 +412,8 @@ Stats ManagerImpl::stats() const {
   s.leases_expired = retention_->counters().leases_expired;
   s.events = events_->last();
   s.events_lost = events_->lost();
+  for (const Region& region : arenas_) s.host_imported_bytes += region.bytes;
+  s.blocks_direct = blocks_direct_;
   s.pool_bytes = ledger_->spent(Account::kPool);
   s.staging_bytes = ledger_->spent(Account::kStaging);
   s.workspace_bytes = ledger_->spent(Account::kWorkspace);

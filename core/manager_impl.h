@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -359,6 +360,10 @@ class ManagerImpl final : public Manager {
   bool copy_must_wait(const Sequence& seq);
 
   // --- transfer.cpp: without the lock, or under it ---
+  void import_arenas();  // before anything is stored, or under the lock
+  void give_back_arenas();
+  DeviceAddress imported(std::span<const std::byte> bytes) const;  // where the device reaches them; 0: it does not
+  Status move_direct(const PageSet& set, std::span<const SlotId> slots, std::span<const BlockView> frame, bool gather);
   static BlockView block_view(const PageSet& set, DeviceAddress base, std::uint32_t layer);
   std::byte* slot_host(SlotId slot) const;  // where the host reaches the pool
   std::vector<BlockView> host_views(const PageSet& set, std::span<const SlotId> slots) const;
@@ -473,7 +478,9 @@ class ManagerImpl final : public Manager {
   Region staging_, workspace_;
   Region transfer_;                    // of one extent, where the host does not reach the pool; else none
   mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
-  Fence staging_read_;                 // after the newest attention that reads staging
+  std::vector<Region> arenas_;         // of the host tier, imported: then the device moves stored blocks itself
+  std::atomic<std::uint64_t> blocks_direct_{0};
+  Fence staging_read_;  // after the newest attention that reads staging
   std::uint32_t max_rows_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 

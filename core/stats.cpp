@@ -27,6 +27,7 @@ void for_each_figure(const Stats& stats, Visit visit) {
   FIRN_FIGURE(token_bytes);
   FIRN_FIGURE(host_frame_bytes);
   FIRN_FIGURE(host_raw_bytes);
+  FIRN_FIGURE(host_imported_bytes);
   FIRN_FIGURE(pool_bytes);
   FIRN_FIGURE(staging_bytes);
   FIRN_FIGURE(workspace_bytes);
@@ -52,6 +53,7 @@ void for_each_figure(const Stats& stats, Visit visit) {
   FIRN_FIGURE(kv_offload_bytes_load);
   FIRN_FIGURE(blocks_promoted);
   FIRN_FIGURE(blocks_staged);
+  FIRN_FIGURE(blocks_direct);
   FIRN_FIGURE(frames_read);
   FIRN_FIGURE(copy_on_writes);
   FIRN_FIGURE(allocations_refused);

@@ -45,6 +45,10 @@ Status validate_mass(const AttendBatch& batch) {
 
 }  // namespace
 
+Result<Region> Memory::import_host(std::byte*, std::uint64_t) {
+  return Status(Code::kUnavailable, info().name + " does not import host memory; use a staging region");
+}
+
 std::uint64_t Kernels::partial_bytes(const AttendBatch& batch) {
   std::uint64_t rows = 0;
   for (const AttendItem& item : batch.items)

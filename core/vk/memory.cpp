@@ -223,6 +223,7 @@ Result<Region> DeviceMemory::import_buffer(VkBuffer buffer, std::uint64_t bytes)
 }
 
 Result<Region> DeviceMemory::import_host(std::byte* memory, std::uint64_t bytes) {
+  FIRN_TRY(import_status_);
   const DeviceApi& api = context_.api;
   const std::uint64_t alignment = context_.limits.import_alignment;
   if (alignment == 0 || !api.GetMemoryHostPointerPropertiesEXT)

@@ -39,7 +39,9 @@ class DeviceMemory final : public Memory {
   // Zeroes what the host cannot reach; set once, before the first allocate.
   void set_zero(std::function<Status(const Region&)> zero) { zero_ = std::move(zero); }
   Result<Region> import_buffer(VkBuffer buffer, std::uint64_t bytes);
-  Result<Region> import_host(std::byte* memory, std::uint64_t bytes);
+  Result<Region> import_host(std::byte* memory, std::uint64_t bytes) override;
+  // What the probe at start-up found; a failure is the answer to every later import.
+  void set_import_status(Status status) { import_status_ = std::move(status); }
   Result<int> export_region(const Region& region);
 
   // A block that is nobody's region: argument tables.
@@ -72,6 +74,7 @@ class DeviceMemory final : public Memory {
   const bool exportable_;
   const std::uint64_t reserve_bytes_;
   std::function<Status(const Region&)> zero_;
+  Status import_status_;
   mutable std::mutex mutex_;
   std::map<DeviceAddress, Block> blocks_;
   std::uint64_t spent_[VK_MAX_MEMORY_HEAPS] = {};  // by us: the truth that a budget query only hints at

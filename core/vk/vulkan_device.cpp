@@ -16,7 +16,9 @@ Result<std::unique_ptr<VulkanDeviceImpl>> VulkanDeviceImpl::create(const VulkanO
     FIRN_ASSIGN(const Fence fence, self.kernels_->fill(region, 0, region.bytes, 0));
     return self.queue_->wait(fence, std::numeric_limits<std::int64_t>::max());
   });
-  self.import_status_ = self.probe_import();
+  const Status probed = self.probe_import();
+  self.context_->report.host_memory = probed.ok() ? "imported" : "staged: " + probed.message();
+  self.memory_->set_import_status(probed);
   return device;
 }
 
@@ -50,11 +52,6 @@ Status VulkanDeviceImpl::probe_import() {
     return Status(Code::kUnavailable,
                   report().name + " imports host memory but does not write to it; use a staging region");
   return {};
-}
-
-Result<Region> VulkanDeviceImpl::import_host(std::byte* memory, std::uint64_t bytes) {
-  FIRN_TRY(import_status_);
-  return memory_->import_host(memory, bytes);
 }
 
 }  // namespace firn::vk

@@ -23,7 +23,9 @@ class VulkanDeviceImpl final : public VulkanDevice {
   Result<Region> import_buffer(void* buffer, std::uint64_t bytes) override {
     return memory_->import_buffer(static_cast<VkBuffer>(buffer), bytes);
   }
-  Result<Region> import_host(std::byte* memory, std::uint64_t bytes) override;
+  Result<Region> import_host(std::byte* memory, std::uint64_t bytes) override {
+    return memory_->import_host(memory, bytes);
+  }
   Result<int> export_region(const Region& region) override { return memory_->export_region(region); }
   Result<int> export_timeline() override { return queue_->export_fd(); }
   Context& context() { return *context_; }
@@ -37,7 +39,6 @@ class VulkanDeviceImpl final : public VulkanDevice {
   std::unique_ptr<DeviceMemory> memory_;
   std::unique_ptr<Queue> queue_;
   std::unique_ptr<DeviceKernels> kernels_;
-  Status import_status_;
 };
 
 }  // namespace firn::vk

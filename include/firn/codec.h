@@ -92,6 +92,10 @@ class FIRN_API Codec {
   virtual std::size_t resident_bytes() const { return 0; }
   // No frame of this shape is larger.
   virtual std::size_t bound(const ExtentShape& shape) const = 0;
+  // Where a frame at this address has the extent's elements as they are, [layer][block]: a device can copy them there
+  // itself, or from there; encode, whose views these are, then leaves them, and decode only checks them. Empty: this
+  // codec codes them.
+  virtual std::vector<BlockView> stored_views(const ExtentShape& shape, DeviceAddress frame) const;
   // Bytes of scratch one encode or decode call needs per thread, charged by the caller.
   virtual std::size_t scratch_bytes(const ExtentShape& shape) const = 0;
   // Each job's status tells how it ended. threads may be null: all in the calling thread. Same bytes either way.

@@ -62,6 +62,9 @@ class FIRN_API Memory {
   // Zeroed, aligned to 4 KiB or better, with 64 readable bytes behind it. kNoSpace: the device refused.
   virtual Result<Region> allocate(RegionUse use, std::uint64_t bytes) = 0;
   virtual void free(const Region& region) = 0;  // its last user's fence has passed
+  // The caller's own memory as a region, without a copy; address and size are multiples of 4 KiB, and of more where a
+  // driver wants it. free() it before the memory goes. kUnavailable: this device cannot; use a staging region.
+  virtual Result<Region> import_host(std::byte* memory, std::uint64_t bytes);
 };
 
 // One layer of one block: where its key and value rows are. Row of token t and head h of K begins at

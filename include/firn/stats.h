@@ -42,6 +42,7 @@ struct Stats {
   std::uint64_t blocks = 0, frames = 0, sequences = 0, duplicate_blocks = 0;
   std::uint64_t block_bytes = 0, token_bytes = 0;
   std::uint64_t host_frame_bytes = 0, host_raw_bytes = 0;  // encoded, and what they were before
+  std::uint64_t host_imported_bytes = 0;                   // of the host tier, that the device reaches itself
   std::uint64_t pool_bytes = 0, staging_bytes = 0, workspace_bytes = 0, metadata_bytes = 0;
   double kv_cache_usage_perc = 0;  // live slots / slots, 0 to 1
   // Counters, in blocks unless named otherwise. queries = hits + sum(misses).
@@ -57,6 +58,7 @@ struct Stats {
   std::uint64_t kv_offload_bytes_store = 0, kv_offload_bytes_load = 0;  // encoded bytes written and read
   std::uint64_t blocks_promoted = 0,
                 blocks_staged = 0;  // decoded into slots; decoded into staging (per layer / layers)
+  std::uint64_t blocks_direct = 0;  // moved by the device between slots and frames in imported host memory
   std::uint64_t frames_read = 0;    // whole frames or single layers of them
   std::uint64_t copy_on_writes = 0, allocations_refused = 0;
   std::uint64_t admissions_refused = 0, preemptions = 0;

@@ -188,6 +188,9 @@ class FIRN_API HostTier : public MemoryTier {
   // ledger.
   static Result<std::unique_ptr<HostTier>> create(const HostTierOptions& options, Ledger& ledger);
   virtual std::vector<NodePlacement> placement() const = 0;  // asks the kernel
+  // The memory that all frames lie in, for devices that import it: reservations and pins point into it. Whole pages;
+  // lives as long as the tier. Touching it in any other way would break frames.
+  virtual std::vector<std::span<std::byte>> arenas() const = 0;
 };
 
 }  // namespace firn

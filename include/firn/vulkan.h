@@ -29,6 +29,8 @@ struct VulkanReport {
   bool software = false;
   std::vector<std::string> missing;                    // floor features that it lacks; empty: firn can use it
   std::vector<std::pair<std::string, bool>> optional;  // and the features that firn uses where they are
+  // Of a device that was made: "imported", as a probe proved, or "staged: " and why. Empty where none was made.
+  std::string host_memory;
   std::vector<Heap> heaps;
   std::vector<std::pair<std::string, std::uint64_t>> limits;
   bool usable() const { return missing.empty(); }

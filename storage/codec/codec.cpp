@@ -14,6 +14,8 @@ constexpr std::array kCodecs = {CodecId::kRaw, CodecId::kLossless, CodecId::kQ8,
                                 CodecId::kQ4,  CodecId::kKvtc,     CodecId::kFirn};
 }
 
+std::vector<BlockView> Codec::stored_views(const ExtentShape&, DeviceAddress) const { return {}; }
+
 std::string_view to_string(CodecId id) {
   switch (id) {
     case CodecId::kRaw:

@@ -63,6 +63,13 @@ std::size_t LayerCodec::bound(const ExtentShape& shape) const {
   return frame_head_bytes(kTensors * shape.layer_count) + shape.layer_count * layer_bytes;
 }
 
+std::uint64_t LayerCodec::section_offset(const ExtentShape& shape, std::uint32_t section) {
+  const std::uint64_t key_bytes = align_frame(tensor_shape(shape, false).bytes());
+  const std::uint64_t value_bytes = align_frame(tensor_shape(shape, true).bytes());
+  return frame_head_bytes(kTensors * shape.layer_count) + section / kTensors * (key_bytes + value_bytes) +
+         (is_values(section) ? key_bytes : 0);
+}
+
 void LayerCodec::encode(std::span<EncodeJob> jobs, ThreadPool* threads) const {
   encode_with(jobs, threads, [this](std::uint32_t, const TensorRows& rows, std::span<std::byte> out) {
     return encode_section(rows, out);
@@ -87,11 +94,8 @@ void LayerCodec::encode_with(std::span<EncodeJob> jobs, ThreadPool* threads, con
     const TensorRows rows{.shape = tensor_shape(job.shape, is_values(section)),
                           .views = job.views.subspan(std::size_t{layer} * job.shape.block_count, job.shape.block_count),
                           .values = is_values(section)};
-    const std::uint64_t key_bytes = align_frame(tensor_shape(job.shape, false).bytes());
-    const std::uint64_t value_bytes = align_frame(tensor_shape(job.shape, true).bytes());
     SectionEntry entry = expected_entry(job.shape, section);
-    entry.offset = frame_head_bytes(kTensors * job.shape.layer_count) + layer * (key_bytes + value_bytes) +
-                   (rows.values ? key_bytes : 0);
+    entry.offset = section_offset(job.shape, section);
     const std::span<std::byte> place = job.out.subspan(entry.offset, align_frame(entry.raw_bytes));
     const Encoded encoded = code(section, rows, place.first(entry.raw_bytes));
     const std::span<std::byte> padded = place.first(align_frame(encoded.bytes));

@@ -22,6 +22,7 @@ class LayerCodec : public Codec {
   void decode(std::span<DecodeJob> jobs, ThreadPool* threads) const final;
 
  protected:
+  static std::uint64_t section_offset(const ExtentShape& shape, std::uint32_t section);  // where encode codes it
   static constexpr std::uint8_t kStored = 0;  // coding of a section that holds the elements as they are
   struct Encoded {
     std::uint8_t coding = kStored;

@@ -9,7 +9,8 @@ namespace firn {
 void gather(const TensorRows& rows, std::span<std::byte> out) {
   const std::size_t element_bytes = rows.shape.element_bytes;
   rows.for_each_piece([&](const std::byte* piece, std::size_t element, std::size_t count) {
-    std::memcpy(out.data() + element * element_bytes, piece, count * element_bytes);
+    std::byte* to = out.data() + element * element_bytes;
+    if (to != piece) std::memcpy(to, piece, count * element_bytes);  // a device may have put it there already
   });
 }
 
@@ -18,7 +19,8 @@ Status scatter(std::span<const std::byte> from, const TensorRows& rows) {
   if (from.size() != rows.shape.bytes())
     return Status(Code::kCorrupt, fmt::format("stored bytes are {}, not {}", from.size(), rows.shape.bytes()));
   rows.for_each_piece([&](std::byte* piece, std::size_t element, std::size_t count) {
-    std::memcpy(piece, from.data() + element * element_bytes, count * element_bytes);
+    const std::byte* at = from.data() + element * element_bytes;
+    if (piece != at) std::memcpy(piece, at, count * element_bytes);  // a device may take it from there
   });
   return {};
 }

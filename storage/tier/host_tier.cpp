@@ -207,6 +207,7 @@ class ArenaHostTier final : public HostTier {
   bool erase(const FrameKey& key) override;
   bool contains(const FrameKey& key) const override;
   std::vector<NodePlacement> placement() const override;
+  std::vector<std::span<std::byte>> arenas() const override;
 
  private:
   struct Part {
@@ -688,6 +689,12 @@ Status ArenaHostTier::do_verify() const {
 }
 
 // At most so many pages of an arena are asked for: 64 MiB of them, or as many spread over more.
+std::vector<std::span<std::byte>> ArenaHostTier::arenas() const {
+  std::vector<std::span<std::byte>> arenas;
+  for (const Part& part : parts_) arenas.push_back(part.memory.bytes());
+  return arenas;
+}
+
 std::vector<NodePlacement> ArenaHostTier::placement() const {
   constexpr std::uint64_t kSample = 16384, kBatch = 1024;
   std::vector<NodePlacement> result;

@@ -38,6 +38,7 @@ TEST(DoctorVulkan, SaysForEveryDeviceWhatItIsForAndWhatItLacks) {
   card.api_version = "1.4.312";
   card.uuid = "00ff";
   card.optional = {{"VK_EXT_memory_budget", true}, {"VK_EXT_external_memory_host", false}};
+  card.host_memory = "staged: Example Card cannot import host memory; use a staging region";
   card.heaps = {{80ull << 30, 76ull << 30, 1ull << 30, true}, {64ull << 30, 0, 0, false}};
   card.limits = {{"max_allocation_bytes", 4ull << 30}, {"subgroup_threads", 32}};
   VulkanReport old = card;
@@ -46,12 +47,14 @@ TEST(DoctorVulkan, SaysForEveryDeviceWhatItIsForAndWhatItLacks) {
   old.missing = {"timelineSemaphore", "scalarBlockLayout"};
   old.optional.clear();
   old.heaps.clear();
+  old.host_memory.clear();
   old.limits.clear();
   const std::vector<std::string> want{
       "0: Example Card (discrete), device auto or 0",
       "   driver example 580.65, Vulkan 1.4.312, uuid 00ff",
       "   uses VK_EXT_memory_budget",
       "   missing VK_EXT_external_memory_host: host memory is staged, not imported",
+      "   host memory staged: Example Card cannot import host memory; use a staging region",
       "   heap 80.0 GiB device-local, budget 76.0 GiB, 1.0 GiB in use",
       "   heap 64.0 GiB host, the driver tells no budget",
       "   max_allocation_bytes 4.0 GiB, subgroup_threads 32",

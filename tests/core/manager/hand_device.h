@@ -50,7 +50,16 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
       std::lock_guard lock(mutex_);
       freed_in_use += completed_ < submitted_ && !lost_;
     }
-    cpu_->memory().free(region);
+    const auto imported = std::find(imports_.begin(), imports_.end(), region.address);
+    if (imported == imports_.end()) return cpu_->memory().free(region);
+    imports_.erase(imported);
+  }
+  // A device whose pool is out of the host's sight reaches the host's memory.
+  Result<Region> import_host(std::byte* memory, std::uint64_t bytes) override {
+    if (!hide_pool) return Memory::import_host(memory, bytes);
+    ++regions;
+    imports_.push_back(reinterpret_cast<DeviceAddress>(memory));
+    return Region{imports_.back(), bytes, memory};
   }
 
   Result<Fence> append(const AppendBatch& batch) override {
@@ -157,6 +166,7 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   std::deque<Work> pending_;  // of a lazy device, not yet done
   std::uint64_t submitted_ = 0, completed_ = 0;
   bool lost_ = false;
+  std::vector<DeviceAddress> imports_;
 };
 
 }  // namespace firn::test

@@ -192,6 +192,65 @@ INSTANTIATE_TEST_SUITE_P(Places, ManagerOnVulkan,
                                            Place{"unified_worker", false, true}),
                          [](const auto& place) { return std::string(place.param.name); });
 
+// Arenas of the host tier that the device has proved it can reach: it moves stored blocks itself, and what comes back
+// is what staging brings. The budgets do not notice, for memory is imported that was charged already.
+TEST_F(VulkanTest, ImportedArenasAndStagedOnesHoldTheSameBytes) {
+  Config config = tiered_config();
+  config.host.codec = "raw";
+  config.protect.sinks = 0;
+  const Tokens tokens = test::distinct(520, 1);
+  std::vector<std::uint64_t> hashes[2];
+  std::vector<float> attended[2];
+  std::uint64_t spent[2] = {};
+  for (const bool off : {false, true}) {
+    if (off) setenv("FIRN_VULKAN_WITHOUT", "VK_EXT_external_memory_host", 1);
+    const auto device = make(strict_hooks());
+    unsetenv("FIRN_VULKAN_WITHOUT");
+    ASSERT_TRUE(device);
+    EXPECT_EQ(device->report().host_memory.substr(0, 8), off ? "staged: " : "imported");
+    const std::uint64_t before = device->memory().region_bytes();
+    {
+      const auto manager =
+          test::make_manager(config, toy_model(), {.threads = nullptr, .device = device.get(), .clock = {}});
+      ASSERT_TRUE(manager);
+      const std::uint64_t imported = manager->stats().host_imported_bytes;
+      EXPECT_EQ(imported > (6u << 20), !off) << imported;
+      EXPECT_LE(imported, config.host.budget_bytes);
+      Engine engine(*manager);
+      const auto begun = manager->begin(tokens);
+      ASSERT_TRUE(begun.ok());
+      ASSERT_OK(engine.compute(begun->seq, tokens, 0));
+      ASSERT_OK(manager->free(begun->seq, manager->device().timeline().last()));
+      ASSERT_OK(manager->wait_idle());
+      ASSERT_TRUE(manager->empty_pool(0x5A).ok());
+      const std::uint64_t stored = manager->stats().blocks_direct;
+      EXPECT_EQ(stored, off ? 0 : 32u);
+      const auto again = manager->begin(tokens);
+      ASSERT_TRUE(again.ok());
+      ASSERT_EQ(again->match.tokens_on_host, 512u);
+      const auto ticket = manager->prefetch(again->seq);
+      ASSERT_TRUE(ticket.ok());
+      ASSERT_OK(manager->wait(*ticket));
+      EXPECT_EQ(manager->stats().blocks_direct > stored, !off);
+      EXPECT_EQ(manager->stats().blocks_direct - stored, off ? 0 : manager->stats().blocks_promoted);
+      for (const SlotId slot : manager->block_table(again->seq))
+        if (slot != SlotId::kNone) hashes[off].push_back(*manager->hash_slot(slot));
+      ASSERT_OK(engine.compute(again->seq, tokens, 512));
+      const auto out = engine.attend(again->seq, tokens, 515, 5);
+      ASSERT_TRUE(out.ok()) << out.status().message();
+      attended[off] = *out;
+      spent[off] = manager->ledger().spent(Budget::kHost) + manager->ledger().spent(Budget::kDevice);
+      EXPECT_EQ(test::broken(*manager), "");
+      ASSERT_OK(manager->free(again->seq, manager->device().timeline().last()));
+    }
+    EXPECT_EQ(device->memory().region_bytes(), before) << "imports went back";
+  }
+  EXPECT_GT(hashes[0].size(), 16u);
+  EXPECT_EQ(hashes[0], hashes[1]);
+  EXPECT_EQ(attended[0], attended[1]);
+  EXPECT_EQ(spent[0], spent[1]);
+}
+
 // The configuration names the device, and says what it has become.
 TEST_F(VulkanTest, ManagerTakesTheDeviceThatTheConfigurationNames) {
   Config config = tiered_config();
