@@ -142,9 +142,10 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
           continue;
         }
         if (block.frame == FrameId::kNone)
-          return Status(Code::kCorrupt, fmt::format("attend: sequence {} lost its tokens from position {}; rewind to "
-                                                    "usable_tokens() and compute them again",
-                                                    index(part.seq), i * kBlockTokens));
+          return Status(Code::kCorrupt,
+                        fmt::format("attend: sequence {} lost its tokens from position {} {}; rewind to "
+                                    "usable_tokens() and compute them again",
+                                    index(part.seq), i * kBlockTokens, why_lost(*find_sequence(part.seq))));
         const DeviceAddress base = staging_.address + wave.staging_blocks++ * staged_bytes;
         const BlockView view{.k = base,
                              .v = base + kBlockTokens * kv.key_bytes(),

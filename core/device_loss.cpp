@@ -95,7 +95,7 @@ bool ManagerImpl::lose_slot(BlockId id) {
     pool_->drop_record(id);
   } else {
     forget_key(id, MissReason::kDeviceLost);
-    lose_block(id);
+    lose_block(id, true);
   }
   return false;
 }

@@ -61,7 +61,8 @@ struct Sequence {
   std::vector<TokenId> tokens;     // committed
   std::vector<Table> tables;       // one a page set, all of one length
   std::uint32_t hot_first = 0;     // blocks from here on are in the recent window
-  std::uint32_t lost_from = ~0u;   // first block whose only copy did not decode
+  std::uint32_t lost_from = ~0u;   // first block whose only copy did not decode, or went with the device
+  bool lost_device = false;        // the latter
   std::uint32_t reserved = 0;      // slots kept for it that it has not taken yet
   bool preempted = false;          // has its tokens and no blocks
   bool exact = false;              // asked for exact context: nothing it holds becomes lossy while it lives
@@ -336,7 +337,8 @@ class ManagerImpl final : public Manager {
   void note_tiers(BlockId id);
   std::uint64_t extra_metadata_bytes() const { return namespaces_.charged_bytes() + retention_->charged_bytes(); }
   void drop_frame(FrameId id, MissReason reason);
-  void lose_block(BlockId id);
+  void lose_block(BlockId id, bool with_device);
+  static std::string_view why_lost(const Sequence& seq);  // for messages, after "lost its tokens"
   // layer: within the page set.
   BlockView slot_view(const PageSet& set, SlotId slot, std::uint32_t layer) const {
     return block_view(set, slot_address(slot), layer);

@@ -215,7 +215,7 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
       forget_key(block_id, reason);
       pool_->drop_record(block_id);
     } else {
-      lose_block(block_id);
+      lose_block(block_id, false);
     }
   }
   host_raw_bytes_ -= extent_shape(set_of(frame), frame.block_count).raw_bytes();
@@ -226,14 +226,24 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
 
 // A live sequence holds a block whose only copy is gone. It is never attended nor matched again; the engine is told how
 // many tokens are left and computes the rest.
-void ManagerImpl::lose_block(BlockId id) {
+void ManagerImpl::lose_block(BlockId id, bool with_device) {
   pool_->block(id).lost = true;
   forget_key(id, MissReason::kLoadFailed);
   for (auto& [number, seq] : sequences_) {
     const std::vector<BlockId>& blocks = seq->tables[firn::index(pool_->block(id).page_set)].blocks;
     for (std::uint32_t i = 0; i < blocks.size(); ++i)
-      if (blocks[i] == id) seq->lost_from = std::min(seq->lost_from, i);
+      if (blocks[i] == id && i < seq->lost_from) {
+        seq->lost_from = i;
+        seq->lost_device = with_device;
+      }
   }
+}
+
+std::string_view ManagerImpl::why_lost(const Sequence& seq) {
+  return seq.lost_device
+             ? "with the device, for which replace_device() found no frame in the host tier (sinks and recent "
+               "window have none while a sequence lives)"
+             : "with a frame that did not decode";
 }
 
 bool ManagerImpl::make_record_room(std::uint16_t name_space) {

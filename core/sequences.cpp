@@ -718,8 +718,8 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "allocate"));
   if (seq->lost_from != ~0u)
     return Status(Code::kCorrupt,
-                  fmt::format("allocate: sequence {} lost what follows its first {} tokens; rewind to them", index(id),
-                              std::uint64_t{seq->lost_from} * kBlockTokens));
+                  fmt::format("allocate: sequence {} lost what follows its first {} tokens {}; rewind to them",
+                              index(id), std::uint64_t{seq->lost_from} * kBlockTokens, why_lost(*seq)));
   const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
   const Need need = blocks_needed(*seq, certain, total);
   if (need.slots() > available_slots(seq)) return refuse_allocation(*seq, need.slots());
@@ -878,6 +878,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   const std::uint32_t shared = blocks_for(parent->tokens.size());
   child->hot_first = std::min(parent->hot_first, shared);
   child->lost_from = parent->lost_from;
+  child->lost_device = parent->lost_device;
   child->exact = parent->exact;
   child->extras = parent->extras;
   child->last_key = parent->last_key;
