@@ -22,8 +22,8 @@ Status capture(const LoadedModel& model, const std::vector<std::vector<TokenId>>
 // Every fifth window takes no part in the basis.
 constexpr bool is_held_out(std::size_t window) { return window % 5 == 4; }
 
-// In an order that has nothing to do with the files they are from, the same every time: those that are held out are then
-// of all kinds of text there are.
+// In an order that has nothing to do with the files they are from, the same every time: those that are held out are
+// then of all kinds of text there are.
 void shuffle_windows(std::vector<std::vector<TokenId>>& windows);
 
 Status write_file(const std::string& path, const std::vector<std::byte>& bytes);
