@@ -2,9 +2,10 @@
 // does the same): attention, append and copy beside the device's own copy bandwidth, and what a submission costs.
 // Without a name nothing is registered: on a machine without a GPU these numbers mean nothing.
 //
-// "copy_GB/s" is read plus written bytes of the copy kernel over two regions of the same size as what is measured,
-// taken in turns with it; "share" is the measured rate over that. Keys and values are filled on the device by append
-// from unit-variance rows: bandwidth does not depend on what they say.
+// "copy_GB/s" is read plus written bytes of the copy kernel over as many bytes as what is measured reads (at most 256
+// MiB), taken in turns with it, in rows that keep whole workgroups busy whatever the model: the device's bandwidth, and
+// not how well small heads copy. "share" is the measured rate over that. Keys and values are filled on the device by
+// append from unit-variance rows: bandwidth does not depend on what they say.
 #include "bench/device_bench.h"
 
 #include <benchmark/benchmark.h>
@@ -33,6 +34,9 @@ struct Model {
   std::uint32_t query_heads;
 };
 const Model kModels[] = {{"smollm2_135m", {Dtype::kF16, 3, 64, 64}, 9}, {"llama_8b", {Dtype::kF16, 8, 128, 128}, 32}};
+
+// Rows of 2 KiB, for copies that measure the device.
+const KvShape kWide{Dtype::kF16, 1, 1024, 1024};
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 double median(std::vector<double> values) {
@@ -140,9 +144,11 @@ void BM_DeviceAttendDecode(benchmark::State& state) {
              sequences = static_cast<std::uint32_t>(state.range(2));
   const KvShape& shape = model.shape;
   Regions regions;
-  std::vector<BlockView> views, spare;
+  std::vector<BlockView> views, from, to;
   const std::uint64_t blocks = std::uint64_t{sequences} * context / kBlockTokens;
-  const std::uint64_t spare_blocks = std::min<std::uint64_t>(blocks, 256 * kMiB / (kBlockTokens * shape.token_bytes()));
+  const std::uint64_t wide_bytes = kBlockTokens * kWide.token_bytes();
+  const std::uint64_t wide_blocks =
+      std::max<std::uint64_t>(1, std::min(blocks * kBlockTokens * shape.token_bytes(), 256 * kMiB) / wide_bytes);
   Region q, out, workspace;
   AttendBatch batch{.shape = shape, .query_heads = model.query_heads};
   batch.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
@@ -154,8 +160,8 @@ void BM_DeviceAttendDecode(benchmark::State& state) {
           {s, 1, context - 1, split, std::min(kSplitTokens, context - split), (s * context + split) / kBlockTokens});
   batch.items = items;
   const std::uint64_t state_bytes = Kernels::state_bytes(shape, model.query_heads, sequences);
-  if (!regions.take_blocks(shape, blocks, views) || !regions.take_blocks(shape, spare_blocks, spare) ||
-      !fill_blocks(regions, shape, views) ||
+  if (!regions.take_blocks(shape, blocks, views) || !regions.take_blocks(kWide, wide_blocks, from) ||
+      !regions.take_blocks(kWide, wide_blocks, to) || !fill_blocks(regions, shape, views) ||
       !regions.take(RegionUse::kStaging, std::uint64_t{sequences} * model.query_heads * shape.head_dim * 4, q) ||
       !regions.take(RegionUse::kWorkspace, std::uint64_t{sequences} * model.query_heads * shape.value_dim * 4, out) ||
       !regions.take(RegionUse::kWorkspace, (state_bytes + 63) / 64 * 64 + Kernels::partial_bytes(batch), workspace)) {
@@ -169,20 +175,19 @@ void BM_DeviceAttendDecode(benchmark::State& state) {
   batch.state = workspace.address;
   batch.partials = workspace.address + (state_bytes + 63) / 64 * 64;
   std::vector<CopyItem> copies;
-  for (std::uint64_t i = 0; i < spare_blocks; ++i) copies.push_back({views[i], spare[i]});
+  for (std::uint64_t i = 0; i < wide_blocks; ++i) copies.push_back({from[i], to[i]});
   wait(device().kernels().attend(batch));  // pipelines are made at first use
-  copy_once(shape, copies);
+  copy_once(kWide, copies);
   std::vector<double> ours, copied;
   for (auto _ : state) {
-    copied.push_back(copy_once(shape, copies));
+    copied.push_back(copy_once(kWide, copies));
     const double start = now();
     wait(device().kernels().attend(batch));
     ours.push_back(now() - start);
     state.SetIterationTime(ours.back());
   }
   const double bytes = static_cast<double>(blocks * kBlockTokens * shape.token_bytes());
-  const double copy_rate =
-      2.0 * static_cast<double>(spare_blocks * kBlockTokens * shape.token_bytes()) / median(copied);
+  const double copy_rate = 2.0 * static_cast<double>(wide_blocks * wide_bytes) / median(copied);
   state.counters["GB/s"] = bytes / median(ours) / 1e9;
   state.counters["copy_GB/s"] = copy_rate / 1e9;
   state.counters["share"] = bytes / median(ours) / copy_rate;
