@@ -77,7 +77,7 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   }
   queue_cold(*seq, /*ending=*/true);
   if (waits) {
-    deferred_.push_back({seq->tables, seq->hot_first, fence, std::move(charge)});
+    deferred_.push_back({seq->tables, seq->hot_first, fence, std::move(charge), false});
   } else {
     release_blocks(seq->tables, seq->hot_first);
   }

@@ -131,4 +131,90 @@ class BlockPool {
   std::vector<std::uint16_t> emptied_;
 };
 
+// What every block passes on its way in and out is inline.
+
+inline void BlockPool::unlink(const Slot& slot) {
+  slots_[slot.link].previous = slot.previous;
+  slots_[slot.previous].link = slot.link;
+  --free_slots_;
+}
+
+inline BlockId BlockPool::make_record() {
+  const BlockId id = free_record_;
+  FIRN_CHECK(id != BlockId::kNone);
+  Block& record = block(id);
+  free_record_ = record.parent;
+  const auto life = static_cast<std::uint16_t>(record.life + 1);
+  if (life == 0 && !wraps_.empty()) ++wraps_[index(id)];
+  record = Block{};
+  record.life = life;
+  record.in_use = true;
+  ++block_count_;
+  ++tallies_[0].blocks;
+  return id;
+}
+
+inline void BlockPool::drop_record(BlockId id) {
+  Block& record = block(id);
+  FIRN_CHECK(record.in_use && record.refs == 0 && record.slot == SlotId::kNone && record.frame == FrameId::kNone &&
+             record.in_flight == 0 && !record.candidate);
+  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
+  const std::uint16_t life = record.life;
+  record = Block{};
+  record.life = life;
+  record.parent = free_record_;
+  free_record_ = id;
+  --block_count_;
+}
+
+inline void BlockPool::set_namespace(BlockId id, std::uint16_t name_space) {
+  Block& record = block(id);
+  FIRN_CHECK(record.in_use && name_space < tallies_.size());
+  if (record.name_space == name_space) return;
+  const std::uint32_t slots = record.slot == SlotId::kNone ? 0 : 1;
+  tallies_[record.name_space].slots -= slots;
+  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
+  record.name_space = name_space;
+  tallies_[name_space].slots += slots;
+  ++tallies_[name_space].blocks;
+}
+
+inline SlotId BlockPool::take_free_slot() {
+  const SlotId slot{slots_[0].link};
+  if (slot == SlotId{0}) return SlotId::kNone;
+  unlink(at(slot));
+  at(slot) = Slot{kNoOwner, 0, SlotState::kTaken};
+  return slot;
+}
+
+inline void BlockPool::put_free_slot(SlotId slot, bool at_head) {
+  Slot& freed = at(slot);
+  FIRN_CHECK(freed.state == SlotState::kTaken || freed.state == SlotState::kLoading);
+  const std::uint32_t before = at_head ? 0 : slots_[0].previous;
+  const std::uint32_t after = slots_[before].link;
+  freed = Slot{after, before, SlotState::kFree};
+  slots_[before].link = index(slot);
+  slots_[after].previous = index(slot);
+  ++free_slots_;
+}
+
+inline void BlockPool::bind(SlotId slot, BlockId id) {
+  Slot& bound = at(slot);
+  FIRN_CHECK((bound.state == SlotState::kTaken || bound.state == SlotState::kLoading) &&
+             block(id).slot == SlotId::kNone);
+  bound = Slot{index(id), 0, SlotState::kBound};
+  block(id).slot = slot;
+  ++tallies_[block(id).name_space].slots;
+}
+
+inline SlotId BlockPool::unbind(BlockId id) {
+  const SlotId slot = block(id).slot;
+  Slot& bound = at(slot);
+  FIRN_CHECK(bound.state == SlotState::kBound && bound.link == index(id));
+  bound = Slot{kNoOwner, 0, SlotState::kTaken};
+  block(id).slot = SlotId::kNone;
+  --tallies_[block(id).name_space].slots;
+  return slot;
+}
+
 }  // namespace firn

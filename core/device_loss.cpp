@@ -115,7 +115,10 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   Replacement next(next_device.memory());
   FIRN_TRY(take_replacement(next).with_context("replace_device: nothing has changed, and it may be tried again"));
 
-  for (Deferred& deferred : std::exchange(deferred_, {})) release_blocks(deferred.tables, deferred.hot_first);
+  for (Deferred& deferred : std::exchange(deferred_, {})) {
+    release_blocks(deferred.tables, deferred.hot_first);
+    small_sequences_ -= deferred.small ? 1 : 0;
+  }
   give_back_device();
   next.kept = true;
   for (std::size_t i = 0; i < chunks_.size(); ++i) chunks_[i].region = next.chunks[i];

@@ -101,8 +101,11 @@ BlockId ManagerImpl::choose_slot_victim(std::uint16_t name_space, bool own_only,
       return (!also || also(id)) && (!families || family_may_go(id));
     };
   }
+  // Whoever is choosy can do without, and does not walk through a million blocks under the lock.
+  constexpr std::size_t kChoosyLook = 1024;
   BlockId victim;
-  return slot_policy_->victims({}, filter, {&victim, 1}) == 0 ? BlockId::kNone : victim;
+  const firn::Need need{.look = also ? kChoosyLook : ~std::size_t{0}};
+  return slot_policy_->victims(need, filter, {&victim, 1}) == 0 ? BlockId::kNone : victim;
 }
 
 BlockId ManagerImpl::choose_frame_victim(std::uint16_t name_space, bool own_only) {

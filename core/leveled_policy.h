@@ -62,14 +62,15 @@ class LeveledPolicy final : public EvictionPolicy {
     --count_;
     --by_namespace_[pool_.block(id).name_space];
   }
-  // need.bytes is asked of each level anew: more than needed may be named, never less.
+  // need.bytes and need.look are asked of each level anew: more than needed may be named, never less.
   std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) override {
     if (level_of_.empty()) return levels_[kDefaultPriority]->victims(need, filter, out);
     std::size_t found = 0;
     for (const auto& level : levels_) {
       if (!level || level->candidates() == 0) continue;
-      found += level->victims({.count = need.count > found ? need.count - found : 0, .bytes = need.bytes}, filter,
-                              out.subspan(found));
+      found +=
+          level->victims({.count = need.count > found ? need.count - found : 0, .bytes = need.bytes, .look = need.look},
+                         filter, out.subspan(found));
       if (found == out.size() || (found >= need.count && need.bytes == 0)) break;
     }
     return found;

@@ -212,7 +212,8 @@ Status ManagerImpl::size_pool() {
                                  (has_host ? policy_bytes(config_.eviction, block_count, /*one_size=*/false) : 0);
   fixed_metadata_bytes_ = BlockPool::metadata_bytes(slot_count, block_count, has_host) +
                           PrefixIndex::metadata_bytes(block_count) + FrameTable::metadata_bytes(frame_count) +
-                          Ghosts::metadata_bytes(ghost_count) + policies + 2 * config_.mover.queue * sizeof(Job) +
+                          Ghosts::metadata_bytes(ghost_count) + policies +
+                          kSmallSequences * sequence_bytes(kSmallTokens) + 2 * config_.mover.queue * sizeof(Job) +
                           Verdicts::metadata_bytes() + EventLog::metadata_bytes(config_.events.capacity, block_count) +
                           (config_.pool.zero_on_free ? slot_count * sizeof(std::uint32_t) : 0);
   if (config_.retention.pin_budget_bytes == 0) config_.retention.pin_budget_bytes = budget / 4;

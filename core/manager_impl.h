@@ -66,6 +66,7 @@ struct Sequence {
   std::uint32_t reserved = 0;      // slots kept for it that it has not taken yet
   bool preempted = false;          // has its tokens and no blocks
   bool exact = false;              // asked for exact context: nothing it holds becomes lossy while it lives
+  bool small = false;              // has the room of kSmallTokens, which was charged when the manager was made
   Key last_key;                    // of the last full block
   std::uint16_t shared_space = 0;  // of its first shared_blocks blocks
   std::uint32_t shared_blocks = 0;
@@ -250,6 +251,7 @@ class ManagerImpl final : public Manager {
     return tokens * sizeof(TokenId) + layout_.sets.size() * (tokens / kBlockTokens + 2) * sizeof(BlockId);
   }
   Status reserve_tokens(Sequence& seq, std::uint64_t tokens);
+  static void make_room(Sequence& seq, std::uint64_t tokens);  // charged by the caller
   std::uint32_t sink_blocks() const { return (config_.protect.sinks + kBlockTokens - 1) / kBlockTokens; }
   std::uint32_t hot_first(std::uint64_t tokens) const;
   bool is_hot(const Sequence& seq, std::uint32_t block) const {
@@ -507,7 +509,12 @@ class ManagerImpl final : public Manager {
   std::vector<std::vector<BlockRef>> broken_families_;  // whose members are to go
   std::vector<FrameKey> erase_later_;                   // dropped while somebody had them pinned
   std::vector<std::uint32_t> slot_serials_;  // pool.zero_on_free: whose bytes each slot has, by serial number
-  std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences_;
+  using Sequences = std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>>;
+  Sequences sequences_;
+  // Short sequences come and go at the rate of requests: some are kept with the room they have, for the next ones.
+  static constexpr std::uint32_t kSmallSequences = 16, kSmallTokens = 512;
+  std::vector<Sequences::node_type> spare_;  // ended ones
+  std::uint32_t small_sequences_ = 0;        // those, and live or deferred ones that are small
   std::uint64_t next_seq_ = 1, next_ticket_ = 1;
   // Freed sequences whose fence has not passed: they hold their references until it has.
   struct Deferred {
@@ -515,6 +522,7 @@ class ManagerImpl final : public Manager {
     std::uint32_t hot_first = 0;
     Fence fence;
     Ledger::Charge charge;
+    bool small = false;  // of a small sequence
   };
   std::deque<Deferred> deferred_;
   std::uint32_t reserved_slots_ = 0;                     // of all sequences

@@ -43,7 +43,7 @@ Result<std::uint16_t> Namespaces::intern(std::string_view name, Ledger& ledger, 
 }
 
 std::optional<std::uint16_t> Namespaces::find(std::string_view name) const {
-  const auto found = by_name_.find(std::string(name));
+  const auto found = by_name_.find(name);
   if (found == by_name_.end()) return std::nullopt;
   return found->second;
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -77,7 +78,11 @@ class Namespaces {
   Digest identity_;
   std::vector<std::unique_ptr<Namespace>> all_;  // by number; null: free
   std::vector<std::uint16_t> free_, idle_;       // idle: lost their last sequence
-  std::unordered_map<std::string, std::uint16_t> by_name_;
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view name) const { return std::hash<std::string_view>{}(name); }
+  };
+  std::unordered_map<std::string, std::uint16_t, Hash, std::equal_to<>> by_name_;
   std::uint32_t next_serial_ = 1, quota_count_ = 0;
 };
 

@@ -3,8 +3,8 @@
 // Open addressing over (tag, block) pairs of 8 bytes at a load of at most 0.8; the key itself stays in the block's
 // record, which is read once a lookup, and a 32-bit tag keeps other records out of the cache: its high bits say where
 // in the table an entry wants to be, its low ones tell neighbours apart. Deleting shifts back instead of leaving
-// tombstones, so the table never degrades. Blocks of one page set with equal keys (two sequences
-// computed the same tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the
+// tombstones, so the table never degrades. Blocks of one page set with equal keys (two sequences computed the same
+// tokens) are kept and chained through Block::next_duplicate, the earliest first. Threads: the
 // manager's lock. Memory: create() allocates everything.
 #pragma once
 

@@ -11,6 +11,7 @@ namespace firn {
 
 void ManagerImpl::update_candidate(BlockId id) {
   Block& block = pool_->block(id);
+  if (!block.full() && !block.candidate) return;
   const bool live = block.refs != 0;
   const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() && !retention_->held(id) &&
                       (!live || (block.hot_refs == 0 && block.frame != FrameId::kNone));
@@ -108,6 +109,12 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
 // Nobody holds it any more: what can be found stays, what cannot goes.
 void ManagerImpl::settle(BlockId id) {
   Block& block = pool_->block(id);
+  // Most blocks that nobody will find are these: a slot and nothing else.
+  if (!block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone && block.in_flight == 0 &&
+      !block.candidate) {
+    pool_->put_free_slot(pool_->unbind(id), /*at_head=*/true);
+    return pool_->drop_record(id);
+  }
   if (block.full() && (block.slot != SlotId::kNone || block.frame != FrameId::kNone)) {
     update_candidate(id);
     return;

@@ -47,9 +47,10 @@ Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   const std::uint64_t most = std::uint64_t{blocks_for(config_.max_sequence_tokens)} * kBlockTokens;
   const std::uint64_t room = std::min(most, least + std::min<std::uint64_t>(least, 4096));
   FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, sequence_bytes(room)));
-  seq.tokens.reserve(room);
-  for (Table& table : seq.tables) table.blocks.reserve(room / kBlockTokens + 2);
+  make_room(seq, room);
   seq.charge = std::move(charge);
+  if (seq.small) --small_sequences_;
+  seq.small = false;
   return {};
 }
 
@@ -61,15 +62,33 @@ Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
   if (sequences_.size() >= config_.max_sequences)
     return Status(Code::kNoSpace,
                   fmt::format("{} sequences are alive, as many as max_sequences allows", sequences_.size()));
-  auto seq = std::make_unique<Sequence>();
-  seq->id = SeqId{next_seq_++};
-  seq->name_space = name_space;
-  seq->tables.resize(layout_.sets.size());
-  for (Table& table : seq->tables) table.store_next = sink_blocks();
+  const SeqId id{next_seq_++};
+  if (spare_.empty()) {
+    auto fresh = std::make_unique<Sequence>();
+    fresh->tables.resize(layout_.sets.size());
+    if (small_sequences_ < kSmallSequences) {
+      ++small_sequences_;
+      fresh->small = true;
+      make_room(*fresh, kSmallTokens);
+    }
+    sequences_.emplace(index(id), std::move(fresh));
+  } else {
+    Sequences::node_type node = std::move(spare_.back());
+    spare_.pop_back();
+    node.key() = index(id);
+    sequences_.insert(std::move(node));
+  }
+  Sequence& seq = *find_sequence(id);
+  seq.id = id;
+  seq.name_space = name_space;
+  for (Table& table : seq.tables) table.store_next = sink_blocks();
   namespaces_.add_sequence(name_space);
-  Sequence* made = seq.get();
-  sequences_.emplace(index(made->id), std::move(seq));
-  return made;
+  return &seq;
+}
+
+void ManagerImpl::make_room(Sequence& seq, std::uint64_t tokens) {
+  seq.tokens.reserve(tokens);
+  for (Table& table : seq.tables) table.blocks.reserve(tokens / kBlockTokens + 2);
 }
 
 std::uint32_t ManagerImpl::hot_first(std::uint64_t tokens) const {
@@ -201,6 +220,10 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   if (tokens.empty()) return found;
   const std::size_t usable = (tokens.size() - (all ? 0 : 1)) / kBlockTokens;
   const std::size_t most = std::min<std::size_t>(usable, scope.max_tokens / kBlockTokens);
+  if (usable == 0 && !partial_) {
+    found.match.first_miss = MissReason::kPartialTail;
+    return found;
+  }
   const bool all_windowed =
       std::all_of(layout_.sets.begin(), layout_.sets.end(), [](const PageSet& set) { return is_windowed(set); });
   std::uint32_t run = 0;  // blocks that every page set without a window has
@@ -472,7 +495,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   hold(*seq, found);
   announce_misses(*seq, tokens);
   seq->prompt_tokens = static_cast<std::uint32_t>(tokens.size());
-  seq->begun = clock_();
+  if (recorder_) seq->begun = clock_();
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
   counters_.prefix_cache_queries += queried;
@@ -1002,7 +1025,8 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
   if (fence.kind != Fence::Kind::kNone && !fence_passed(fence)) {
-    deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge)});
+    deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge), seq->small});
+    seq->small = false;
   } else {
     release_blocks(seq->tables, seq->hot_first);
   }
@@ -1014,7 +1038,22 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
 void ManagerImpl::drop_sequence(Sequence& seq) {
   namespaces_.drop_sequence(seq.name_space);
   namespaces_.drop_sequence(seq.shared_space);
-  sequences_.erase(index(seq.id));
+  if (!seq.small) {
+    sequences_.erase(index(seq.id));
+    return;
+  }
+  const SeqId id = seq.id;
+  Sequence kept;  // nothing but its room
+  kept.small = true;
+  kept.tokens = std::move(seq.tokens);
+  kept.tokens.clear();
+  kept.tables = std::move(seq.tables);
+  for (Table& table : kept.tables) {
+    table.blocks.clear();
+    table.store_next = table.first_held = 0;
+  }
+  seq = std::move(kept);
+  spare_.push_back(sequences_.extract(index(id)));
 }
 
 void ManagerImpl::run_deferred() {
@@ -1025,6 +1064,7 @@ void ManagerImpl::run_deferred() {
       continue;
     }
     release_blocks(deferred_[i].tables, deferred_[i].hot_first);
+    small_sequences_ -= deferred_[i].small ? 1 : 0;
     deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   }
   drop_kin();

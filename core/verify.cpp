@@ -271,6 +271,11 @@ Violations ManagerImpl::verify() const {
   spent(Account::kPool, pool_bytes);
   spent(Account::kStaging, staging_.bytes + transfer_.bytes);
   spent(Account::kWorkspace, workspace_.bytes);
+  std::size_t small = spare_.size();
+  for (const auto& [number, seq] : sequences_) small += seq->small;
+  for (const Deferred& deferred : deferred_) small += deferred.small;
+  if (small != small_sequences_ || small > kSmallSequences)
+    fail("sequences: {} are small, {} counted, room for {} was charged", small, small_sequences_, kSmallSequences);
   spent(Account::kMetadata, fixed_metadata_bytes_ + sequence_bytes + extra_metadata_bytes());
   if (ledger_->spent(Budget::kHost) != fixed_host_bytes_)
     fail("ledger: {} bytes spent of the host budget, {} were taken for the tier", ledger_->spent(Budget::kHost),

@@ -62,12 +62,12 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) override {
-    std::size_t found = 0;
+    std::size_t found = 0, looked = 0;
     std::uint64_t freed = 0;
     for (std::uint32_t list = 0; list < kLists; ++list) {
       const std::uint32_t sentinel = capacity_ + list;
       for (std::uint32_t id = links_[sentinel].next; id != sentinel; id = links_[id].next) {
-        if (found == out.size() || (found >= need.count && freed >= need.bytes)) return found;
+        if (found == out.size() || (found >= need.count && freed >= need.bytes) || looked++ == need.look) return found;
         if (filter && !filter(BlockId{id})) continue;
         out[found++] = BlockId{id};
         freed += bytes_.empty() ? common_bytes_ : bytes_[id];

@@ -18,8 +18,11 @@ class Picker {
  public:
   Picker(Need need, const Filter& filter, std::span<BlockId> out, std::span<const std::uint32_t> bytes)
       : need_(need), filter_(filter), out_(out), bytes_(bytes) {}
-  bool wants_more() const { return found_ < out_.size() && (found_ < need_.count || freed_ < need_.bytes); }
+  bool wants_more() const {
+    return found_ < out_.size() && (found_ < need_.count || freed_ < need_.bytes) && looked_ < need_.look;
+  }
   bool offer(std::uint32_t id) {  // false: vetoed
+    ++looked_;
     if (filter_ && !filter_(BlockId{id})) return false;
     out_[found_++] = BlockId{id};
     freed_ += bytes_[id];
@@ -32,7 +35,7 @@ class Picker {
   const Filter& filter_;
   std::span<BlockId> out_;
   std::span<const std::uint32_t> bytes_;
-  std::size_t found_ = 0;
+  std::size_t found_ = 0, looked_ = 0;
   std::uint64_t freed_ = 0;
 };
 

@@ -68,7 +68,7 @@ class S3FifoRanking final : public Ranking {
   static constexpr std::uint8_t kSmall = 0, kMain = 1, kMostUses = 3;
   // One victim of a queue; promotions from small do not change the queue, even if they overfill main.
   bool pick_one(std::uint8_t queue, std::uint32_t* at, std::uint32_t& main_left, Picker& picker) {
-    while (at[queue] != IdLists::kNone) {
+    while (at[queue] != IdLists::kNone && picker.wants_more()) {
       const std::uint32_t id = at[queue];
       at[queue] = lists_.next(id);
       if (queue == kMain && uses_[id] >= 1) {

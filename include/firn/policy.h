@@ -42,8 +42,9 @@ enum class Access : std::uint8_t {
 };
 
 struct Need {
-  std::size_t count = 1;    // victims wanted
-  std::uint64_t bytes = 0;  // or as many as free this much, whichever is more
+  std::size_t count = 1;               // victims wanted
+  std::uint64_t bytes = 0;             // or as many as free this much, whichever is more
+  std::size_t look = ~std::size_t{0};  // and look at no more candidates than this, vetoed ones among them
 };
 // Vetoes a victim. Empty: everybody may go.
 using Filter = std::function<bool(BlockId)>;

@@ -88,6 +88,17 @@ TEST_P(EveryPolicy, ACopyBelowChangesNoOrder) {
   EXPECT_EQ(orders[0], orders[1]);
 }
 
+TEST_P(EveryPolicy, LooksAtNoMoreThanItIsToldTo) {
+  const auto policy = make(64);
+  for (std::uint32_t id = 0; id < 64; ++id) policy->on_insert(facts(id), {id * 1'000'000});
+  for (const std::size_t look : {0u, 1u, 10u}) {
+    std::size_t asked = 0;
+    const Filter none = [&](BlockId) { return ++asked == 0; };
+    EXPECT_TRUE(victims(*policy, {.count = 1, .look = look}, none).empty());
+    EXPECT_LE(asked, look);
+  }
+}
+
 TEST_P(EveryPolicy, IsDeterministic) {
   std::vector<std::uint32_t> order[2];
   for (auto& out : order) {

@@ -154,6 +154,8 @@ TEST(NoMemory, AChargeThatFailsLaterChangesNothingAndTheNextCallWorks) {
   ASSERT_TRUE(manager);
   ToyEngine engine(*manager, kQueryHeads);
   Ledger& ledger = ManagerTestPeer::ledger(*manager);
+  // Some short sequences have room that was charged when the manager was made; those after them have none.
+  for (TokenId i = 0; i < 20; ++i) ASSERT_TRUE(manager->begin(distinct(1, 9000 + i)).ok());
   const Tokens tokens = distinct(100, 0);
   const auto begun = manager->begin(tokens);
   ASSERT_TRUE(begun.ok());

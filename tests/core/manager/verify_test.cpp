@@ -316,7 +316,12 @@ TEST_F(Verify, TheLedgerIsTheSumOfItsParts) {
         },
         [&] { charge.reset(); });
   }
-  Sequence& seq = Peer::sequence(*manager_, seq_);
+  Sequence& small = Peer::sequence(*manager_, seq_);
+  caught("a sequence whose room was not charged", "small", small.small, false);
+  // Those that find no room which was charged already are charged themselves.
+  SeqId id = seq_;
+  for (int i = 0; i < 20; ++i) id = manager_->begin(distinct(1, 9000)).value().seq;
+  Sequence& seq = Peer::sequence(*manager_, id);
   Ledger::Charge lost;
   caught(
       "a sequence that is not charged", "ledger", [&] { std::swap(lost, seq.charge); },
