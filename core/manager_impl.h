@@ -445,6 +445,11 @@ class ManagerImpl final : public Manager {
   bool windowed_ = false;
   Digest identity_;
   std::function<Instant()> clock_;
+  std::optional<Instant> moment_;  // of this call or job, as policies are told it: the clock is not free
+  Instant moment() {
+    if (!moment_) moment_ = clock_();
+    return *moment_;
+  }
   std::unique_ptr<TraceRecorder> recorder_;  // null: nothing is recorded
   std::unique_ptr<ThreadPool> own_threads_;
   ThreadPool* threads_ = nullptr;

@@ -218,6 +218,7 @@ bool ManagerImpl::run_one(Lock& lock, bool background) {
   // What the device is still writing or reading stays queued: waiting is for calls named wait_* and for the worker.
   const bool load = !loads_.empty() && may_run(loads_.front(), background);  // first, because somebody waits for it
   if (!load && (stores_.empty() || !may_run(stores_.front(), background))) return false;
+  moment_.reset();
   std::deque<Job>& queue = load ? loads_ : stores_;
   const Job job = queue.front();
   queue.pop_front();

@@ -32,7 +32,7 @@ void ManagerImpl::update_candidate(BlockId id) {
        .live = live,
        .has_copy = block.frame != FrameId::kNone,
        .key_hash = policy_name(block.key)},
-      clock_());
+      moment());
 }
 
 SlotId ManagerImpl::take_slot(std::uint16_t name_space) {
@@ -83,7 +83,8 @@ SlotId ManagerImpl::evict(BlockId id) {
     }
     note_tiers(id);
   } else {
-    forget_key(id, verdicts_.stands(block.key, clock_()) ? MissReason::kFiltered : MissReason::kEvictedDevice);
+    forget_key(id, verdicts_.any() && verdicts_.stands(block.key, clock_()) ? MissReason::kFiltered
+                                                                            : MissReason::kEvictedDevice);
     pool_->drop_record(id);
   }
   return slot;
@@ -162,7 +163,7 @@ void ManagerImpl::update_frame(FrameId id) {
                             .bytes = frame.bytes,
                             .priority = frame_priority(frame),
                             .key_hash = policy_name(first.key)},
-                           clock_());
+                           moment());
 }
 
 void ManagerImpl::detach_frame(BlockId id) {

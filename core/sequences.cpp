@@ -1057,6 +1057,7 @@ void ManagerImpl::drop_sequence(Sequence& seq) {
 }
 
 void ManagerImpl::run_deferred() {
+  moment_.reset();
   free_retired();
   for (std::size_t i = 0; i < deferred_.size();) {
     if (!device_->timeline().passed(deferred_[i].fence)) {

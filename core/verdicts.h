@@ -21,13 +21,18 @@ class Verdicts {
     Entry& entry = at(key);
     if (entry.name != name(key) || entry.until_ns <= now.ns) entry = {name(key), 0, 0};
     ++entry.failures;
+    any_ = true;
     entry.until_ns = now.ns + kLoadVerdictNs;
   }
+  bool any() const { return any_; }  // else nothing stands, and nobody needs to look at the clock
   bool stands(const Key& key, Instant now) const {
     const Entry& entry = const_cast<Verdicts*>(this)->at(key);
     return entry.failures >= kLoadAttempts && entry.name == name(key) && now.ns < entry.until_ns;
   }
-  void clear() { entries_.assign(kEntries, {}); }
+  void clear() {
+    entries_.assign(kEntries, {});
+    any_ = false;
+  }
 
  private:
   struct Entry {
@@ -42,6 +47,7 @@ class Verdicts {
   }
   Entry& at(const Key& key) { return entries_[KeyHash{}(key) % kEntries]; }
 
+  bool any_ = false;
   std::vector<Entry> entries_ = std::vector<Entry>(kEntries);
 };
 

@@ -150,7 +150,9 @@ TEST(NoMemory, BudgetsThatHoldNothingAreRefusedByName) {
 
 TEST(NoMemory, AChargeThatFailsLaterChangesNothingAndTheNextCallWorks) {
   const ModelSpec model = toy_model();
-  const auto manager = make_manager(tiered(40, 4u << 20), model);
+  Config config = tiered(40, 4u << 20);
+  config.max_sequences = 64;
+  const auto manager = make_manager(config, model);
   ASSERT_TRUE(manager);
   ToyEngine engine(*manager, kQueryHeads);
   Ledger& ledger = ManagerTestPeer::ledger(*manager);
