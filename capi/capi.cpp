@@ -540,6 +540,10 @@ firn_code firn_block_extra(const firn_begin_params* given, uint64_t first_token,
                          [](std::byte byte) { return static_cast<uint8_t>(byte); });
   });
 }
+uint32_t firn_tokens_on_all_ranks(const uint32_t* tokens_of_rank, size_t ranks) {
+  return tokens_of_rank == nullptr || ranks == 0 ? 0 : *std::min_element(tokens_of_rank, tokens_of_rank + ranks);
+}
+
 firn_code firn_attend_default_params(firn_attend_params* params, size_t size) {
   return write_defaults(params, size, attend_defaults(), "firn_attend_params");
 }

@@ -244,6 +244,10 @@ FIRN_C_API firn_code firn_begin_default_params(firn_begin_params* params, size_t
 FIRN_C_API firn_code firn_block_extra(const firn_begin_params* params, uint64_t first_token, uint8_t* extra,
                                       size_t capacity, size_t* count);
 
+/* What all ranks of one model can reuse, of what each of them matched: the least, or 0 of none. It is what they then
+ * pass to begin as max_reuse_tokens. */
+FIRN_C_API uint32_t firn_tokens_on_all_ranks(const uint32_t* tokens_of_rank, size_t ranks);
+
 typedef struct firn_match { /* a result: FIRN_RESULT(match) */
   uint32_t struct_size, struct_version;
   uint32_t tokens;         /* reusable, at most token_count - 1: whole blocks, and tokens_partial */

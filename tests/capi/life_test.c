@@ -85,7 +85,13 @@ static void check_request(firn_manager* manager, const firn_token* prompt) {
   CHECK_OK(firn_free(manager, seq, NULL));
   CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
   CHECK(match.tokens == 96);
-  request.max_reuse_tokens = 40;
+  {
+    const uint32_t ranks[3] = {96, 40, 64};
+    CHECK(firn_tokens_on_all_ranks(ranks, 3) == 40);
+    CHECK(firn_tokens_on_all_ranks(ranks, 1) == 96);
+    CHECK(firn_tokens_on_all_ranks(ranks, 0) == 0 && firn_tokens_on_all_ranks(NULL, 3) == 0);
+    request.max_reuse_tokens = firn_tokens_on_all_ranks(ranks, 3);
+  }
   CHECK_OK(firn_match_prefix(manager, prompt, TOKENS, &request, &match));
   CHECK(match.tokens == 32);
   request.max_reuse_tokens = UINT32_MAX;
