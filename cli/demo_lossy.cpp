@@ -16,14 +16,16 @@ namespace {
 
 constexpr std::uint32_t kStackLayers = 15;  // docs/codecs.md, section 6, says why
 constexpr std::uint32_t kWindow = 512;      // short, so that there are several to hold out
+constexpr std::size_t kWindowsOfEach = 5;
 constexpr int kRestores = 3;
 
-// On the demo's other texts, so that its document is new to the codec.
+// On the demo's other books, and on law, pages and code: the document is new to the codec, and not unlike everything.
 Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count) {
   std::vector<std::vector<TokenId>> windows;
-  for (const char* text : {kMoby, kPersuasion}) {
+  for (const char* text : {kMoby, kPersuasion, kLicence, kKeysPage, kDesignPage, kSource}) {
     FIRN_ASSIGN(const std::vector<TokenId> tokens, model.tokenizer.encode(text));
-    for (std::size_t at = 0; at + kWindow <= tokens.size(); at += kWindow)
+    const std::size_t end = std::min<std::size_t>(tokens.size(), kWindowsOfEach * kWindow);
+    for (std::size_t at = 0; at + kWindow <= end; at += kWindow)
       windows.emplace_back(tokens.begin() + static_cast<std::ptrdiff_t>(at),
                            tokens.begin() + static_cast<std::ptrdiff_t>(at + kWindow));
   }
@@ -33,7 +35,7 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
   const std::uint32_t layers = spec.groups[0].layer_count;
   options.stack_layers = layers > kStackLayers ? kStackLayers : 0;
   options.ratios = {8, 16};
-  options.calibrated_on = "the demo's Moby Dick and Persuasion";
+  options.calibrated_on = "the demo's Moby Dick and Persuasion, and firn's licence, pages and code";
   ThreadPool threads(thread_count);
   FIRN_ASSIGN(const std::unique_ptr<Calibrator> calibrator, Calibrator::make(spec, options, threads));
   std::size_t number = 0;
@@ -49,8 +51,8 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
 
 // The artefact in the cache folder; calibrated now where there is none that fits.
 Status find_artefact(const LoadedModel& model, std::uint32_t threads, LossyReport& report) {
-  report.artefact =
-      fmt::format("{}/demo-kvtc-15-{}.safetensors", cache_folder(), to_hex(model.model.spec().weights).substr(0, 16));
+  report.artefact = fmt::format("{}/demo-kvtc-mixed-{}.safetensors", cache_folder(),
+                                to_hex(model.model.spec().weights).substr(0, 16));
   const Result<std::shared_ptr<const Artefact>> found = load_artefact(report.artefact);
   if (found.ok() && make_codec(CodecId::kKvtc, *found, 16, model.model.spec()).ok()) {
     report.calibration_tokens = describe(**found).tokens;

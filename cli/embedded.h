@@ -5,5 +5,9 @@ namespace firn::cli {
 extern const char* const kPersuasion;  // examples/texts/
 extern const char* const kMoby;
 extern const char* const kOpticks;
+extern const char* const kLicence;   // LICENSE
+extern const char* const kKeysPage;  // docs/
+extern const char* const kDesignPage;
+extern const char* const kSource;      // a file of C++
 extern const char* const kDemoConfig;  // configs/demo.yaml
 }  // namespace firn::cli
