@@ -548,6 +548,10 @@ firn_code firn_attend_default_params(firn_attend_params* params, size_t size) {
   return write_defaults(params, size, attend_defaults(), "firn_attend_params");
 }
 
+uint64_t firn_attend_mass_bytes(uint32_t query_heads, uint32_t rows, uint32_t mass_blocks) {
+  return firn::Kernels::mass_bytes(query_heads, rows, mass_blocks);
+}
+
 firn_code firn_model_identity(const firn_model_params* model, uint8_t identity[32]) {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{identity, "identity"}}));
@@ -709,7 +713,13 @@ firn_code firn_attend(firn_manager* manager, uint32_t layer, const firn_step_row
     FIRN_ASSIGN(const std::vector<firn::StepRows> given, rows_of(rows, rows_count));
     FIRN_ASSIGN(const firn_attend_params read, read_params(params, attend_defaults(), "firn_attend_params"));
     if (q == 0 || out == 0) return invalid("attend: q and out are addresses, not 0");
-    FIRN_ASSIGN(const firn::Fence made, m.attend(layer, given, {read.query_heads, read.scale, read.soft_cap}, q, out));
+    const firn::AttendParams attend{.query_heads = read.query_heads,
+                                    .scale = read.scale,
+                                    .soft_cap = read.soft_cap,
+                                    .mass = read.mass,
+                                    .mass_blocks = read.mass_blocks,
+                                    .mass_scratch = read.mass_scratch};
+    FIRN_ASSIGN(const firn::Fence made, m.attend(layer, given, attend, q, out));
     if (fence) *fence = fence_of(made);
     return {};
   });

@@ -304,8 +304,14 @@ typedef struct firn_attend_params {
   uint32_t query_heads; /* required */
   float scale;          /* required; applied to q . k */
   float soft_cap;       /* 0: none */
+  uint32_t mass_blocks; /* columns of mass: at least the blocks of the longest sequence */
+  /* Attention mass, what each block was worth to each row; 0: not asked, at no cost. f32 [rows][mass_blocks]: softmax
+   * probability that the row's query heads gave to the block's tokens, summed over the heads. */
+  firn_address mass;
+  firn_address mass_scratch; /* firn_attend_mass_bytes() of them, with mass */
 } firn_attend_params;
 FIRN_C_API firn_code firn_attend_default_params(firn_attend_params* params, size_t params_size);
+FIRN_C_API uint64_t firn_attend_mass_bytes(uint32_t query_heads, uint32_t rows, uint32_t mass_blocks);
 /* q: f32 [rows][query_heads][head_dim]; out: f32 [rows][query_heads][value_dim]; fence may be NULL. FIRN_CORRUPT:
  * firn_usable_tokens says what is left; rewind to it and compute again. */
 FIRN_C_API firn_code firn_attend(firn_manager* manager, uint32_t layer, const firn_step_rows* rows, size_t rows_count,

@@ -521,7 +521,8 @@ void bind_sequences(nb::class_<PyManager>& manager) {
       .def(
           "attend",
           [](PyManager& self, std::uint32_t layer, const std::vector<StepRows>& rows, const Floats& q,
-             const FloatsOut& out, std::uint32_t query_heads, float scale, float soft_cap) {
+             const FloatsOut& out, std::uint32_t query_heads, float scale, float soft_cap,
+             std::optional<FloatsOut> mass) {
             const PageSet* set = nullptr;
             for (const PageSet& one : self->layout().sets)
               if (layer >= one.first_layer && layer < one.first_layer + one.layer_count) set = &one;
@@ -529,14 +530,28 @@ void bind_sequences(nb::class_<PyManager>& manager) {
               check_floats(q.size(), rows, std::uint64_t{query_heads} * set->kv.head_dim, "q");
               check_floats(out.size(), rows, std::uint64_t{query_heads} * set->kv.value_dim, "out");
             }
+            AttendParams params{.query_heads = query_heads, .scale = scale, .soft_cap = soft_cap};
+            std::vector<std::byte> scratch;
+            if (mass) {
+              std::uint32_t row_count = 0;
+              for (const StepRows& one : rows) row_count = std::max(row_count, one.row + one.row_count);
+              if (mass->ndim() != 2 || mass->shape(0) < row_count)
+                throw nb::value_error("mass is float32 [rows][blocks of the longest sequence]");
+              params.mass = reinterpret_cast<DeviceAddress>(mass->data());
+              params.mass_blocks = static_cast<std::uint32_t>(mass->shape(1));
+              scratch.resize(Kernels::mass_bytes(query_heads, row_count, params.mass_blocks));
+              params.mass_scratch = reinterpret_cast<DeviceAddress>(scratch.data());
+            }
             return checked([&] {
-              return self->attend(layer, rows, {query_heads, scale, soft_cap},
-                                  reinterpret_cast<DeviceAddress>(q.data()),
+              return self->attend(layer, rows, params, reinterpret_cast<DeviceAddress>(q.data()),
                                   reinterpret_cast<DeviceAddress>(out.data()));
             });
           },
           "layer"_a, "rows"_a, "q"_a.noconvert(), "out"_a.noconvert(), nb::kw_only(), "query_heads"_a, "scale"_a,
-          "soft_cap"_a = 0.0f, "float32 [rows][query_heads][dim]; out is written in place (cpu device).")
+          "soft_cap"_a = 0.0f, "mass"_a.noconvert() = nb::none(),
+          "float32 [rows][query_heads][dim]; out is written in place (cpu device). mass: float32 [rows][blocks], "
+          "written "
+          "too: the softmax probability that each row's heads gave to each block, summed over the heads.")
       .def(
           "commit",
           [](PyManager& self, std::uint64_t seq, nb::handle tokens) {

@@ -41,8 +41,9 @@ def compute(manager, tokens, random):
         q = random.standard_normal((n, HEADS, DIM), dtype=numpy.float32)
         out = numpy.zeros_like(q)
         manager.append(layer, rows, k, v)
-        manager.attend(layer, rows, q, out, query_heads=HEADS, scale=0.25)
-        results.append((k, v, q, out))
+        mass = numpy.full((n, (n + 15) // 16), -1, dtype=numpy.float32)
+        manager.attend(layer, rows, q, out, query_heads=HEADS, scale=0.25, mass=mass)
+        results.append((k, v, q, out, mass))
     manager.commit(begun.seq, tokens)
     return begun.seq, results
 
@@ -50,8 +51,10 @@ def compute(manager, tokens, random):
 def test_attention_writes_into_the_array_it_was_given():
     manager = cpu()
     seq, results = compute(manager, numpy.arange(70, dtype=numpy.int32), numpy.random.default_rng(7))
-    for k, v, q, out in results:
+    for k, v, q, out, mass in results:
         numpy.testing.assert_allclose(out, plain_attention(k, v, q, 0.25), atol=3e-3)
+        numpy.testing.assert_allclose(mass.sum(axis=1), HEADS, atol=1e-3)
+        assert mass[0, 1:].max() == 0  # what is to come is worth nothing
     assert manager.verify() == []
     manager.free(seq)
 

@@ -43,8 +43,14 @@ static void append_and_attend(firn_manager* manager, firn_seq seq) {
   const firn_step_rows rows = {seq, 0, TOKENS, 0, 0};
   firn_attend_params attention;
   firn_fence fence;
+  enum { BLOCKS = (TOKENS + FIRN_BLOCK_TOKENS - 1) / FIRN_BLOCK_TOKENS };
+  static float mass[TOKENS * BLOCKS];
+  void* const scratch = malloc(firn_attend_mass_bytes(QUERY_HEADS, TOKENS, BLOCKS));
   int32_t passed = 0;
   CHECK_OK(firn_attend_default_params(&attention, sizeof attention));
+  attention.mass = at(mass);
+  attention.mass_blocks = BLOCKS;
+  attention.mass_scratch = (firn_address)(uintptr_t)scratch;
   attention.query_heads = QUERY_HEADS;
   attention.scale = 0.25f;
   for (uint32_t layer = 0; layer < LAYERS; ++layer) {
@@ -55,7 +61,17 @@ static void append_and_attend(firn_manager* manager, firn_seq seq) {
     CHECK(passed == 1);
     attend_plainly(k[layer], v[layer], q, TOKENS, attention.scale, plain);
     for (size_t i = 0; i < sizeof out / sizeof out[0]; ++i) CHECK(fabsf(out[i] - plain[i]) < 2e-3f);
+    for (uint32_t row = 0; row < TOKENS; ++row) {
+      float sum = 0;
+      for (uint32_t block = 0; block < BLOCKS; ++block) {
+        sum += mass[row * BLOCKS + block];
+        CHECK(block * FIRN_BLOCK_TOKENS <= row ||
+              mass[row * BLOCKS + block] == 0); /* what is to come is worth nothing */
+      }
+      CHECK(fabsf(sum - QUERY_HEADS) < 1e-3f);
+    }
   }
+  free(scratch);
 }
 
 static double stat(const firn_manager* manager, const char* name) {

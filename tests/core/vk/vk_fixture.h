@@ -50,7 +50,7 @@ class VulkanTest : public ::testing::Test {
 
 inline void wait(Device& device, const Result<Fence>& fence) {
   ASSERT_TRUE(fence.ok()) << fence.status().message();
-  const Status done = device.timeline().wait(*fence, 60'000'000'000);
+  const Status done = device.timeline().wait(*fence, 300'000'000'000);
   ASSERT_TRUE(done.ok()) << done.message();
 }
 
