@@ -4,6 +4,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "addresses.glsl"
 #include "kernel_params.h"
+#include "rounding.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint kDtype = kF16;
@@ -17,26 +18,6 @@ layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer App
 };
 const uint kItemBytes = 48;
 
-// To nearest, ties to even; too large becomes infinity; a NaN keeps its upper payload and is made quiet.
-uint half_of(uint bits) {
-  const uint sign_bit = (bits >> 16) & 0x8000u;
-  const uint magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return sign_bit | 0x7E00u | ((magnitude >> 13) & 0x3FFu);
-  if (magnitude >= 0x477FF000u) return sign_bit | 0x7C00u;
-  if (magnitude < 0x33000000u) return sign_bit;
-  const bool normal = magnitude >= 0x38800000u;
-  const uint shift = normal ? 13u : 126u - (magnitude >> 23);
-  const uint mantissa = normal ? magnitude - (112u << 23) : (magnitude & 0x7FFFFFu) | 0x800000u;
-  const uint kept = mantissa >> shift;
-  const uint rest = mantissa & ((1u << shift) - 1u);
-  const uint middle = 1u << (shift - 1u);
-  const bool up = rest > middle || (rest == middle && (kept & 1u) != 0u);
-  return sign_bit | (kept + (up ? 1u : 0u));
-}
-uint bf16_of(uint bits) {
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (bits >> 16) | 0x40u;
-  return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-}
 uint rounded(uint bits) { return kDtype == kF16 ? half_of(bits) : bf16_of(bits); }
 
 void main() {

@@ -201,6 +201,8 @@ class KvtcCodec final : public Codec, public SectionCodec {
   void decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTimes* times) const;
   void seal(EncodeJob& job, std::span<const CodedSection> sections) const override;
   Result<std::vector<OpenedSection>> open(const DecodeJob& job) const override;
+  StackTables tables(std::uint32_t section) const;
+  std::vector<float> turns(std::uint64_t first_position, std::uint32_t token_count) const;
 
  private:
   // Sections: keys of stack 0, values of stack 0, keys of stack 1, ...
@@ -636,6 +638,38 @@ void KvtcCodec::decode_in(std::span<DecodeJob> jobs, ThreadPool* threads, KvtcTi
           .ok();  // sizes were checked
     });
   }
+}
+
+StackTables KvtcCodec::tables(std::uint32_t section) const {
+  const Part p = part(section);
+  const StackBasis& stack = basis(p);
+  const std::size_t kept = plan_components(plan(p));
+  StackTables out;
+  out.transform.values = p.values;
+  out.transform.layer_count = stack.layer_count;
+  out.mean = stack.mean;
+  out.basis = std::span(stack.basis).first(kept * stack.channels);
+  for (const Group& group : plan(p)) out.transform.groups.push_back({group.size, group.bits});
+  if (p.values || rotation_.none()) return out;
+  out.transform.pairing = artefact_->rotation.pairing;
+  out.transform.rotated_dims = artefact_->rotation.dims;
+  out.transform.attention_factor = artefact_->rotation.attention_factor;
+  return out;
+}
+
+std::vector<float> KvtcCodec::turns(std::uint64_t first_position, std::uint32_t token_count) const {
+  KeyRotation::Angles angles = rotation_.angles(first_position, token_count);
+  angles.cosines.insert(angles.cosines.end(), angles.sines.begin(), angles.sines.end());
+  return std::move(angles.cosines);
+}
+
+StackTables stack_tables(const Codec& codec, std::uint32_t section) {
+  FIRN_CHECK(codec.id() == CodecId::kKvtc);
+  return static_cast<const KvtcCodec&>(codec).tables(section);
+}
+std::vector<float> key_turns(const Codec& codec, std::uint64_t first_position, std::uint32_t token_count) {
+  FIRN_CHECK(codec.id() == CodecId::kKvtc);
+  return static_cast<const KvtcCodec&>(codec).turns(first_position, token_count);
 }
 
 void decode_timed(const Codec& codec, DecodeJob& job, ThreadPool* threads, KvtcTimes& times) {

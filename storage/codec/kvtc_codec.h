@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "firn/codec.h"
+#include "firn/coding.h"
 #include "storage/codec/artefact.h"
 
 namespace firn {
@@ -29,5 +30,16 @@ struct KvtcTimes {
 };
 // As decode, and adds to times. The codec is kvtc's.
 void decode_timed(const Codec& codec, DecodeJob& job, ThreadPool* threads, KvtcTimes& times);
+
+// What coding kernels need of a codec of kvtc: the transform of one of its frames' sections, without addresses, and what
+// lies there. The codec outlives the spans.
+struct StackTables {
+  StackTransform transform;
+  std::span<const float> mean;
+  std::span<const std::uint16_t> basis;
+};
+StackTables stack_tables(const Codec& codec, std::uint32_t section);
+// What TransformItem::turns points to; empty if keys are not rotated.
+std::vector<float> key_turns(const Codec& codec, std::uint64_t first_position, std::uint32_t token_count);
 
 }  // namespace firn
