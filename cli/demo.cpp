@@ -165,11 +165,17 @@ class Demo {
   Status ask_again() {
     FIRN_ASSIGN(llama::Sequence sequence, session_.engine->begin(prompt_));
     report_.prefix_tokens = sequence.match().tokens;
-    if (sequence.match().tokens_on_device != 0 || sequence.match().tokens == 0)
-      return Status(Code::kCorrupt,
-                    fmt::format("after the pool was emptied {} tokens were found in it and {} below; this is a "
-                                "bug in firn",
-                                sequence.match().tokens_on_device, sequence.match().tokens_on_host));
+    if (sequence.match().tokens_on_device != 0 || sequence.match().tokens == 0) {
+      const Stats stats = session_.manager->stats();
+      return Status(
+          Code::kCorrupt,
+          fmt::format("after the pool was emptied {} tokens were found in it and {} below ({}); {} frames there, "
+                      "{} failed, {} evicted, {} blocks not stored because the queue was full; this is a bug in "
+                      "firn",
+                      sequence.match().tokens_on_device, sequence.match().tokens_on_host,
+                      to_string(sequence.match().first_miss), stats.frames, stats.frames_failed, stats.host_evictions,
+                      stats.ending_dropped));
+    }
     FIRN_TRY(restore(sequence));
     FIRN_ASSIGN(const auto now, hashes(sequence));
     for (std::size_t i = 0; i < std::min(hashes_.size(), now.size()); ++i) {
