@@ -132,6 +132,8 @@ template <class T>
 constexpr std::size_t kFirstSize = sizeof(T);
 template <>
 constexpr std::size_t kFirstSize<firn_begin_params> = offsetof(firn_begin_params, adapter);
+template <>
+constexpr std::size_t kFirstSize<firn_attend_params> = offsetof(firn_attend_params, mass_blocks);
 
 template <class T>
 Status check_head(const T* given, const char* name) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 
 #include "cli/calibration.h"
@@ -18,11 +19,12 @@ constexpr std::uint32_t kStackLayers = 15;  // docs/codecs.md, section 6, says w
 constexpr std::uint32_t kWindow = 512;      // short, so that there are several to hold out
 constexpr std::size_t kWindowsOfEach = 5;
 constexpr int kRestores = 3;
+std::array<std::string_view, 6> texts() { return {kMoby, kPersuasion, kLicence, kKeysPage, kDesignPage, kSource}; }
 
 // On the demo's other books, and on law, pages and code: the document is new to the codec, and not unlike everything.
 Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count) {
   std::vector<std::vector<TokenId>> windows;
-  for (const char* text : {kMoby, kPersuasion, kLicence, kKeysPage, kDesignPage, kSource}) {
+  for (const std::string_view text : texts()) {
     FIRN_ASSIGN(const std::vector<TokenId> tokens, model.tokenizer.encode(text));
     const std::size_t end = std::min<std::size_t>(tokens.size(), kWindowsOfEach * kWindow);
     for (std::size_t at = 0; at + kWindow <= end; at += kWindow)
@@ -51,8 +53,13 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
 
 // The artefact in the cache folder; calibrated now where there is none that fits.
 Status find_artefact(const LoadedModel& model, std::uint32_t threads, LossyReport& report) {
-  report.artefact = fmt::format("{}/demo-kvtc-mixed-{}.safetensors", cache_folder(),
-                                to_hex(model.model.spec().weights).substr(0, 16));
+  // By the model and by everything that calibrate() makes it of.
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const std::string_view text : texts())
+    for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  report.artefact =
+      fmt::format("{}/demo-kvtc-{}-{}-{}-{:016x}.safetensors", cache_folder(),
+                  to_hex(model.model.spec().weights).substr(0, 16), kStackLayers, kWindow * kWindowsOfEach, hash);
   const Result<std::shared_ptr<const Artefact>> found = load_artefact(report.artefact);
   if (found.ok() && make_codec(CodecId::kKvtc, *found, 16, model.model.spec()).ok()) {
     report.calibration_tokens = describe(**found).tokens;
@@ -83,6 +90,8 @@ class LossyDemo {
     config_.device = "cpu";
     config_.pool.budget_bytes = bytes + bytes / 4 + (64u << 20);
     config_.host.budget_bytes = 2 * bytes + (384u << 20);
+    config_.host.value_codec = "same";
+    config_.host.hadamard = "both";
     config_.mover.worker = true;
     config_.host.allow_unmeasured = true;  // it is measured now
   }

@@ -19,7 +19,7 @@
 namespace firn::cli {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;  // not the ordered one, whose objects of a million names take for ever
 
 constexpr std::size_t kMaxDumpBytes = 64 << 20;
 
@@ -51,20 +51,31 @@ const Json& part(const Json& object, const char* name) {
   const auto found = object.find(name);
   return found != object.end() ? *found : kNone;
 }
-std::vector<Json> entries(const Json& object, const char* name) {
-  std::vector<Json> found;
+// As many as a manager writes. Pointers, because a copy of what is nested deeply takes the whole stack.
+std::vector<const Json*> entries(const Json& object, const char* name) {
+  constexpr std::size_t kMost = 10'000;
+  std::vector<const Json*> found;
   for (const Json& entry : part(object, name))
-    if (entry.is_object()) found.push_back(entry);
+    if (entry.is_object() && found.size() < kMost) found.push_back(&entry);
   return found;
 }
 
-// For a terminal: an owner's name is anything its caller wrote, escape sequences too.
+// For a terminal: an owner's name is anything its caller wrote, escape sequences too, of one byte (below 0x20) or of
+// two (U+0080 to U+009F); and it may be very long.
+std::string plain(std::string text) {
+  constexpr std::size_t kMost = 80;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const bool second = i != 0 && static_cast<unsigned char>(text[i - 1]) == 0xc2 && byte >= 0x80 && byte < 0xa0;
+    if (byte < 0x20 || byte == 0x7f || second) text[i] = '?';
+    if (second) text[i - 1] = '?';
+  }
+  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
+  return text;
+}
 std::string plain(const Json& object, const char* name) {
   const auto found = object.find(name);
-  std::string text = found != object.end() && found->is_string() ? found->get<std::string>() : std::string("?");
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  return text;
+  return found != object.end() && found->is_string() ? plain(found->get<std::string>()) : std::string("?");
 }
 
 std::string time_text(std::int64_t ns) {
@@ -121,7 +132,7 @@ void print_head(const Json& all) {
   std::vector<std::pair<std::uint64_t, std::string>> misses;
   for (const auto& [name, count] : part(all, "misses").items())
     if (const std::uint64_t many = number(part(all, "misses"), name.c_str()); many != 0)
-      misses.emplace_back(many, name);
+      misses.emplace_back(many, plain(name));
   std::stable_sort(misses.begin(), misses.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
   for (const auto& [many, name] : misses) fmt::print("; {} {}", grouped(many), name);
   fmt::print("\n");
@@ -130,36 +141,37 @@ void print_head(const Json& all) {
 void print_kept(const Json& all) {
   const Json& left_out = part(all, "left_out");
   Table leases("leases", {"owner", "lease", "blocks", "bytes", "held for", "ends in"});
-  for (const Json& one : entries(all, "leases"))
-    leases.row({plain(one, "owner"), std::to_string(number(one, "id")), grouped(number(one, "blocks")),
-                human_bytes(number(one, "bytes")), time_text(signed_number(one, "held_ns")),
-                time_text(signed_number(one, "left_ns"))});
+  for (const Json* const one : entries(all, "leases"))
+    leases.row({plain(*one, "owner"), std::to_string(number(*one, "id")), grouped(number(*one, "blocks")),
+                human_bytes(number(*one, "bytes")), time_text(signed_number(*one, "held_ns")),
+                time_text(signed_number(*one, "left_ns"))});
   leases.print(number(left_out, "leases"));
   Table pins("pins", {"namespace", "blocks", "bytes", "ends in"});
-  for (const Json& one : entries(all, "pins"))
-    pins.row({plain(one, "namespace"), grouped(number(one, "blocks")), human_bytes(number(one, "bytes")),
-              time_text(signed_number(one, "left_ns"))});
+  for (const Json* const one : entries(all, "pins"))
+    pins.row({plain(*one, "namespace"), grouped(number(*one, "blocks")), human_bytes(number(*one, "bytes")),
+              time_text(signed_number(*one, "left_ns"))});
   pins.print(number(left_out, "pins"));
   Table families("families", {"namespace", "family", "blocks", "bytes", "on device", "held"});
-  for (const Json& one : entries(all, "families"))
-    families.row({plain(one, "namespace"), std::to_string(number(one, "id")), grouped(number(one, "blocks")),
-                  human_bytes(number(one, "bytes")), grouped(number(one, "on_device")), grouped(number(one, "held"))});
+  for (const Json* const one : entries(all, "families"))
+    families.row({plain(*one, "namespace"), std::to_string(number(*one, "id")), grouped(number(*one, "blocks")),
+                  human_bytes(number(*one, "bytes")), grouped(number(*one, "on_device")),
+                  grouped(number(*one, "held"))});
   families.print(number(left_out, "families"));
 }
 
 void print_users(const Json& all) {
   Table spaces("namespaces", {"tag", "sequences", "blocks", "device (quota)", "host (quota)"});
-  for (const Json& one : entries(all, "namespaces"))
-    spaces.row(
-        {plain(one, "tag"), grouped(number(one, "sequences")), grouped(number(one, "blocks")),
-         human_bytes(number(one, "device_bytes")) +
-             quota_text(number(one, "device_floor"), number(one, "device_ceiling")),
-         human_bytes(number(one, "host_bytes")) + quota_text(number(one, "host_floor"), number(one, "host_ceiling"))});
-  spaces.print(0);
+  for (const Json* const one : entries(all, "namespaces"))
+    spaces.row({plain(*one, "tag"), grouped(number(*one, "sequences")), grouped(number(*one, "blocks")),
+                human_bytes(number(*one, "device_bytes")) +
+                    quota_text(number(*one, "device_floor"), number(*one, "device_ceiling")),
+                human_bytes(number(*one, "host_bytes")) +
+                    quota_text(number(*one, "host_floor"), number(*one, "host_ceiling"))});
+  spaces.print(number(part(all, "left_out"), "namespaces"));
   Table sequences("sequences", {"namespace", "sequence", "tokens", "blocks", ""});
-  for (const Json& one : entries(all, "sequences"))
-    sequences.row({plain(one, "namespace"), std::to_string(number(one, "id")), grouped(number(one, "tokens")),
-                   grouped(number(one, "blocks")), part(one, "preempted") == true ? "preempted" : ""});
+  for (const Json* const one : entries(all, "sequences"))
+    sequences.row({plain(*one, "namespace"), std::to_string(number(*one, "id")), grouped(number(*one, "tokens")),
+                   grouped(number(*one, "blocks")), part(*one, "preempted") == true ? "preempted" : ""});
   sequences.print(number(part(all, "left_out"), "sequences"));
 }
 

@@ -64,6 +64,9 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
       return Status(Code::kInvalidArgument, fmt::format("codec {}: '{}' is no ratio", codec.name, ratio));
     config.host.ratio = static_cast<std::uint32_t>(std::stoul(ratio));
   }
+  if (config.host.hadamard == "none" && config.host.codec != "q8" && config.host.codec != "q4")
+    return Status(Code::kInvalidArgument,
+                  fmt::format("codec {}: only q8 and q4 have a transform to be without", codec.name));
   FIRN_TRY(validate(config).with_context("codec " + codec.name));
   return config;
 }
@@ -192,8 +195,10 @@ Result<std::string> unit_name(const LoadedModel& model, const EvaluatedCodec& co
     FIRN_ASSIGN(const std::shared_ptr<const Artefact> loaded, load_artefact(codec.artefact));
     artefact = " of " + to_hex(describe(*loaded).digest);
   }
-  return fmt::format("{}{}, {} of {} tokens {:016x}, model {}{}", codec.name, artefact, options.scored, options.context,
-                     hash, to_hex(model.model.spec().weights).substr(0, 16), options.attention ? ", attention" : "");
+  // 2: frames are counted before the sequence ends.
+  return fmt::format("2: {}{}, {} of {} tokens {:016x}, model {}{}", codec.name, artefact, options.scored,
+                     options.context, hash, to_hex(model.model.spec().weights).substr(0, 16),
+                     options.attention ? ", attention" : "");
 }
 
 // The exact run of a window: what codecs are compared with. Computed when the first of them asks.

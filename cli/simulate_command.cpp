@@ -244,8 +244,9 @@ Status fill_engine(Arguments& arguments) {
   engine.protect_recent = config.protect.recent;
   if (!arguments.codec_figures.empty()) {
     // As firn eval names its rows.
-    const std::string codec =
-        config.host.codec == "kvtc" ? fmt::format("kvtc@{}", config.host.ratio) : config.host.codec;
+    std::string codec = config.host.codec == "kvtc" ? fmt::format("kvtc@{}", config.host.ratio) : config.host.codec;
+    if (config.host.value_codec != "same" && config.host.value_codec != codec) codec += "/" + config.host.value_codec;
+    if (config.host.hadamard == "none") codec += "-plain";
     FIRN_ASSIGN(const sim::CodecFigures figures, sim::load_codec_figures(arguments.codec_figures, codec));
     engine.codec_ratio = figures.ratio;
     engine.codec_bytes_per_s = figures.bytes_per_s * arguments.codec_threads;

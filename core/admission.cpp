@@ -73,6 +73,8 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   const bool waits = fence.kind != Fence::Kind::kNone && !fence_passed(fence);
   Ledger::Charge charge;
   if (waits) {
+    if (sequences_.size() + deferred_.size() >= kMostHolders)
+      return Status(Code::kNoSpace, "preempt: too many sequences wait for their fences");
     FIRN_ASSIGN(charge, ledger_->charge(Account::kMetadata, sequence_bytes(seq->block_count() * kBlockTokens)));
   }
   queue_cold(*seq, /*ending=*/true);

@@ -104,21 +104,22 @@ std::string ManagerImpl::dump() const {
   give(all, "families", families_of(view));
   std::vector<std::uint32_t> sequences_in(namespaces_.end());
   for (const auto& [number, seq] : sequences_) ++sequences_in[seq->name_space];
-  all["namespaces"] = Json::array();
+  std::vector<Json> spaces;
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
     const std::uint16_t id = static_cast<std::uint16_t>(i);
     if (!namespaces_.in_use(id)) continue;
     const Namespace& space = namespaces_[id];
-    all["namespaces"].push_back({{"tag", view.tag(id)},
-                                 {"sequences", sequences_in[i]},
-                                 {"blocks", pool_->tally(id).blocks},
-                                 {"device_bytes", pool_->tally(id).slots * layout_.page_bytes},
-                                 {"host_bytes", space.host_bytes},
-                                 {"device_floor", space.quota.device_floor},
-                                 {"device_ceiling", space.quota.device_ceiling},
-                                 {"host_floor", space.quota.host_floor},
-                                 {"host_ceiling", space.quota.host_ceiling}});
+    spaces.push_back({{"tag", view.tag(id)},
+                      {"sequences", sequences_in[i]},
+                      {"blocks", pool_->tally(id).blocks},
+                      {"device_bytes", pool_->tally(id).slots * layout_.page_bytes},
+                      {"host_bytes", space.host_bytes},
+                      {"device_floor", space.quota.device_floor},
+                      {"device_ceiling", space.quota.device_ceiling},
+                      {"host_floor", space.quota.host_floor},
+                      {"host_ceiling", space.quota.host_ceiling}});
   }
+  give(all, "namespaces", std::move(spaces));
   std::map<std::uint64_t, Json> by_number;
   for (const auto& [number, seq] : sequences_)
     by_number[number] = {{"id", number},

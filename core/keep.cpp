@@ -28,6 +28,7 @@ void ManagerImpl::expire() const {
   const Instant now = clock_();
   if (!retention_->due(now)) return;
   ManagerImpl& self = const_cast<ManagerImpl&>(*this);
+  self.moment_ = now;
   for (const BlockId id : retention_->advance(now)) self.retention_changed(id);
 }
 
@@ -102,7 +103,7 @@ BlockId ManagerImpl::choose_slot_victim(std::uint16_t name_space, bool own_only,
     };
   }
   // Whoever is choosy can do without, and does not walk through a million blocks under the lock.
-  constexpr std::size_t kChoosyLook = 1024;
+  constexpr std::size_t kChoosyLook = 4096;
   BlockId victim;
   const firn::Need need{.look = also ? kChoosyLook : ~std::size_t{0}};
   return slot_policy_->victims(need, filter, {&victim, 1}) == 0 ? BlockId::kNone : victim;
@@ -371,9 +372,10 @@ Result<PinReport> ManagerImpl::pin(std::span<const Key> keys, std::int64_t ttl_n
   FIRN_TRY(check_pin_budget(blocks).with_context("pin"));
   // Those that need memory first, so that a refusal changes nothing.
   std::stable_partition(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); });
+  const std::int64_t until_ns = clock_().ns + ttl_ns;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     const bool fresh = !retention_->held(blocks[i]);
-    if (const Status status = retention_->pin(blocks[i], clock_().ns + ttl_ns); !status.ok()) {
+    if (const Status status = retention_->pin(blocks[i], until_ns); !status.ok()) {
       FIRN_CHECK(fresh);
       while (i-- > 0) retention_->unpin(blocks[i]);
       for (const BlockId id : blocks) retention_changed(id);

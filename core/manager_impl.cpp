@@ -42,8 +42,10 @@ Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const
   std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
   FIRN_TRY(manager->set_up());
   FIRN_ASSIGN(const std::vector<NamedQuota> quotas, parse_quotas(config.quotas));
-  for (const NamedQuota& one : quotas)
+  for (NamedQuota one : quotas) {
+    if (config.host.budget_bytes == 0) one.quota.host_floor = 0;  // of no tier nothing is kept; loading it has warned
     FIRN_TRY(manager->set_quota(one.name_space, one.quota).with_context("quotas: " + one.name_space));
+  }
   return std::unique_ptr<Manager>(std::move(manager));
 }
 

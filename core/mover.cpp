@@ -386,6 +386,9 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
                       stored.codec->rate());
     lock.lock();
     FIRN_CHECK(status.ok() || !stored.replaced);  // what we have just written decodes
+    // Fences of a lost device pass, and nobody knows whether the slots were written.
+    if (status.ok() && bytes_ && device_->timeline().wait(job.fence, 0).code() == Code::kIo)
+      status = Status(Code::kIo, "the device is lost");
     counters_.frames_guarded += status.ok() && job.lossy && stored.codec == codec_.get();
     if (status.ok() && !host_room(name_space, stored.bytes))
       status = Status(Code::kNoSpace, "the namespace has as many bytes in the host tier as its ceiling allows");

@@ -833,6 +833,7 @@ Status ManagerImpl::check_commit(const Sequence& seq, std::uint64_t total) const
 
 Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   Lock lock(mutex_);
+  moment_.reset();
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "commit"));
   const std::uint64_t total = seq->tokens.size() + tokens.size();
   if (total > config_.max_sequence_tokens)
@@ -878,6 +879,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
 
 Result<SeqId> ManagerImpl::fork(SeqId id) {
   Lock lock(mutex_);
+  moment_.reset();
   FIRN_ASSIGN(const Sequence* parent, get_sequence(id, "fork"));
   FIRN_ASSIGN(Sequence * child, make_sequence(parent->name_space));
   parent = find_sequence(id);
@@ -919,6 +921,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
 
 Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
   Lock lock(mutex_);
+  moment_.reset();
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "rewind"));
   if (n > seq->tokens.size())
     return Status(Code::kInvalidArgument,

@@ -127,6 +127,9 @@ void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet
   job.views = {};
 }
 
+// The frame is good; that the device did not take it, for whatever reason, says nothing of the frame.
+static Status of_device(const Status& status) { return status.ok() ? status : Status(Code::kIo, status.message()); }
+
 void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet& set, std::span<const SlotId> slots,
                                ThreadPool* threads) {
   if (!bytes_) return;
@@ -139,7 +142,8 @@ void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet
     job.views = stored;
     codec.decode({&job, 1}, threads);  // compares checksums, and moves nothing
     job.views = {};
-    if (job.status.ok()) job.status = move_direct(set, slots, codec.stored_views(job.shape, frame), /*gather=*/false);
+    if (job.status.ok())
+      job.status = of_device(move_direct(set, slots, codec.stored_views(job.shape, frame), /*gather=*/false));
     return;
   }
   std::unique_lock transfer(transfer_mutex_, std::defer_lock);
@@ -148,7 +152,7 @@ void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet
   job.views = views;
   codec.decode({&job, 1}, threads);
   job.views = {};
-  if (transfer_.host && job.status.ok()) job.status = move_transfer(set, slots, /*gather=*/false);
+  if (transfer_.host && job.status.ok()) job.status = of_device(move_transfer(set, slots, /*gather=*/false));
 }
 
 }  // namespace firn

@@ -37,6 +37,8 @@ Status validate_mass(const AttendBatch& batch) {
   if (heads > kMost || (batch.mass_blocks != 0 && heads > kMost / batch.mass_blocks))
     return invalid("mass_blocks {} times {} rows of {} query heads does not fit 32 bits", batch.mass_blocks,
                    batch.row_count, batch.query_heads);
+  constexpr std::uint32_t kMostBlocks = 65535 * 64;  // workgroups of 64 that every device can count
+  if (batch.mass_blocks > kMostBlocks) return invalid("mass_blocks {} is more than {}", batch.mass_blocks, kMostBlocks);
   if (batch.mass_scratch == 0 || (batch.mass | batch.mass_scratch) % sizeof(float) != 0)
     return invalid("mass and mass_scratch must be multiples of 4, and mass_scratch be set to {} bytes",
                    Kernels::mass_bytes(batch.query_heads, batch.row_count, batch.mass_blocks));

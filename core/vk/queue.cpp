@@ -131,7 +131,16 @@ Status Queue::wait_value(std::uint64_t value, std::int64_t timeout_ns) const {
       context_.device, &info, static_cast<std::uint64_t>(std::max<std::int64_t>(0, timeout_ns)));
   if (result == VK_TIMEOUT)
     return Status(Code::kUnavailable, fmt::format("{} has not finished yet", context_.report.name));
-  return context_.check(result, "vkWaitSemaphores");
+  // Work that nobody can wait for is as good as lost: what it writes may be given to somebody else.
+  if (result != VK_SUCCESS) {
+    const Status status = context_.check(result, "vkWaitSemaphores");
+    context_.lose();
+    return status;
+  }
+  // A wait may succeed on a lost device.
+  if (reached() >= value && !context_.lost()) return {};
+  context_.lose();
+  return Context::lost_status();
 }
 
 Fence Queue::last() const {
@@ -273,6 +282,7 @@ Status Queue::flush() {
   open_arenas_.clear();
   open_.clear();
   open_calls_ = 0;
+  if (!status.ok() && first != 0) context_.lose();  // a part is on its way, and no fence says when it is done
   if (!status.ok()) promised_ = submitted_;
   return status;
 }

@@ -47,6 +47,13 @@ static void append_and_attend(firn_manager* manager, firn_seq seq) {
   static float mass[TOKENS * BLOCKS];
   void* const scratch = malloc(firn_attend_mass_bytes(QUERY_HEADS, TOKENS, BLOCKS));
   int32_t passed = 0;
+  /* A program built before there was a mass. */
+  CHECK_OK(firn_attend_default_params(&attention, offsetof(firn_attend_params, mass_blocks)));
+  attention.query_heads = QUERY_HEADS;
+  attention.scale = 0.25f;
+  CHECK_OK(firn_append(manager, 0, &rows, 1, at(k[0]), at(v[0]), NULL));
+  CHECK_OK(firn_attend(manager, 0, &rows, 1, &attention, at(q), at(out), &fence));
+  CHECK_OK(firn_wait_fence(manager, &fence, FIRN_FOREVER));
   CHECK_OK(firn_attend_default_params(&attention, sizeof attention));
   attention.mass = at(mass);
   attention.mass_blocks = BLOCKS;

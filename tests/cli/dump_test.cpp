@@ -120,5 +120,27 @@ TEST_F(Dump, RunAndSimulateWriteOne) {
   EXPECT_EQ(run_line("firn simulate --workload chat --dump x", true).exit_code, 2);
 }
 
+TEST_F(Dump, PinsOfOneCallAreOneThingWhateverTheClockDoesMeanwhile) {
+  Instant now{kSecond};
+  const auto manager = test::make_manager(test::bookkeeping(101), test::small_model(), {.clock = [&now] {
+                                            now.ns += 1000;
+                                            return now;
+                                          }});
+  const auto tokens = distinct(5 * kBlockTokens, 0);
+  ASSERT_TRUE(manager->free(prompt(*manager, tokens)).ok());
+  ASSERT_TRUE(manager->pin(manager->compute_keys(tokens, ""), 600 * kSecond).ok());
+  EXPECT_NE(shown(manager->dump()).find("pins: 1\n"), std::string::npos);
+}
+
+TEST_F(Dump, BelievesNothingOfAFile) {
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  const std::string out = shown(R"({"format":"firn-dump-1","leases":[{"owner":"\u009b2J","x":)" + deep +
+                                R"(}],"misses":{"\u001b]0;title\u0007":3}})");
+  EXPECT_EQ(exit_code_, 0) << out;
+  EXPECT_NE(out.find("leases: 1"), std::string::npos) << out;
+  EXPECT_NE(out.find("3 ?]0;title?"), std::string::npos) << out;
+  EXPECT_EQ(out.find("\xc2\x9b"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace firn::cli
