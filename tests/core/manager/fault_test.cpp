@@ -226,12 +226,66 @@ TEST(NoMemory, ACopyOnWriteThatTheDeviceRefusesChangesNothing) {
   ASSERT_TRUE(child.ok());
   const std::vector<SeqId> seqs = {begun->seq, *child};
   const Snapshot before(*manager, seqs);
-  device.refuse_copy = true;
+  device.refuse_copy = Code::kIo;
   EXPECT_EQ(manager->allocate(*child, 20).status().code(), Code::kIo);
   EXPECT_TRUE(Snapshot(*manager, seqs) == before);
   EXPECT_EQ(broken(*manager), "");
-  device.refuse_copy = false;
+  device.refuse_copy.reset();
   EXPECT_TRUE(manager->allocate(*child, 20).ok());
+}
+
+TEST(NoMemory, APoolThatCannotGrowStaysAsItWas) {
+  ThreadPool threads(1);
+  HandDevice device(threads);
+  Config config = tiered(40, 4u << 20);
+  config.pool.max_budget_bytes = 2 * config.pool.budget_bytes;
+  const auto manager = make_manager(config, toy_model(), {&threads, &device, {}});
+  ASSERT_TRUE(manager);
+  const std::uint64_t limit = manager->ledger().limit(Budget::kDevice), slots = manager->stats().slots_total;
+  device.refuse_allocation = 2;
+  EXPECT_EQ(manager->resize_pool(config.pool.max_budget_bytes).status().code(), Code::kNoSpace);
+  EXPECT_EQ(manager->ledger().limit(Budget::kDevice), limit);
+  EXPECT_EQ(manager->stats().slots_total, slots);
+  EXPECT_EQ(broken(*manager), "");
+  EXPECT_TRUE(manager->resize_pool(config.pool.max_budget_bytes).ok());
+  EXPECT_GT(manager->stats().slots_total, slots);
+}
+
+// The frame's checksums were good: it is as good as before, and is loaded when the device can.
+TEST(NoMemory, AFrameThatTheDeviceDidNotTakeStays) {
+  for (const char* codec : {"raw", "lossless"}) {  // copied by the device itself, and through transfer memory
+    SCOPED_TRACE(codec);
+    ThreadPool threads(1);
+    HandDevice device(threads);
+    device.hide_pool = true;
+    Config config = tiered(40, 4u << 20, /*worker=*/false);
+    config.host.codec = codec;
+    const auto manager = make_manager(config, toy_model(), {&threads, &device, {}});
+    ASSERT_TRUE(manager);
+    ToyEngine engine(*manager, kQueryHeads);
+    const Tokens tokens = distinct(129, 0);
+    const auto first = manager->begin(tokens);
+    ASSERT_TRUE(first.ok());
+    ASSERT_OK(compute(*manager, engine, first->seq, tokens));
+    ASSERT_OK(manager->free(first->seq));
+    ASSERT_OK(manager->wait_idle());
+    ASSERT_TRUE(manager->empty_pool(0).ok());
+    const auto again = manager->begin(tokens);
+    ASSERT_TRUE(again.ok());
+    ASSERT_EQ(again->match.tokens_on_host, 128u);
+    device.refuse_copy = Code::kNoSpace;
+    const auto refused = manager->prefetch(again->seq);
+    ASSERT_TRUE(refused.ok());
+    ASSERT_OK(manager->wait(*refused));
+    EXPECT_GT(manager->stats().frames_failed, 0u);
+    EXPECT_EQ(manager->stats().load_failures, 0u);
+    device.refuse_copy.reset();
+    const auto taken = manager->prefetch(again->seq);
+    ASSERT_TRUE(taken.ok());
+    ASSERT_OK(manager->wait(*taken));
+    EXPECT_EQ(manager->match_prefix(tokens).tokens_on_device, 128u);
+    EXPECT_EQ(broken(*manager), "");
+  }
 }
 
 // --- no room below ---

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -70,7 +71,7 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   }
   Result<Fence> copy(const CopyBatch& batch) override {
     if (on_copy) std::exchange(on_copy, nullptr)();
-    if (refuse_copy) return Status(Code::kIo, "the device lost the copy");
+    if (refuse_copy) return Status(*refuse_copy, "the device did not copy");
     return submit([this, batch = CopyBatch(batch), items = copied(batch.items)]() mutable {
       batch.items = items;
       return cpu_->kernels().copy(batch);
@@ -123,7 +124,7 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   int refuse_allocation = 0;  // the n-th from now
   int regions = 0;
   int freed_in_use = 0;  // regions given back before the work on them was done
-  bool refuse_copy = false;
+  std::optional<Code> refuse_copy;
   bool hide_pool = false;            // set before a manager is made
   std::function<void()> on_copy;     // called once, in the middle of whatever copies
   std::atomic<bool> by_hand{false};  // work is done at once, and its fence passes at complete()
