@@ -98,7 +98,7 @@ Status entropy_decode(EntropyCoder coder, std::span<const std::byte> from, std::
   if (coder == EntropyCoder::kDeflate) return inflate_all(from, out);
   if (coder == EntropyCoder::kZstd) return unzstd_all(from, out);
   if (from.size() != out.size()) return corrupt("packed codes are of another size");
-  std::memcpy(out.data(), from.data(), from.size());
+  if (!from.empty()) std::memcpy(out.data(), from.data(), from.size());
   return {};
 }
 

@@ -75,13 +75,13 @@ class Arena {
   template <class T>
   DeviceAddress put(const std::vector<T>& values) {
     const DeviceAddress at = take(values.size() * sizeof(T));
-    std::memcpy(host(at), values.data(), values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(host(at), values.data(), values.size() * sizeof(T));
     return at;
   }
   template <class T>
   std::vector<T> get(DeviceAddress at, std::size_t count) const {
     std::vector<T> out(count);
-    std::memcpy(out.data(), host(at), count * sizeof(T));
+    if (count != 0) std::memcpy(out.data(), host(at), count * sizeof(T));
     return out;
   }
   std::byte* host(DeviceAddress at) const { return region_.host + (at - region_.address); }
