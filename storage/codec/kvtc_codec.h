@@ -31,8 +31,8 @@ struct KvtcTimes {
 // As decode, and adds to times. The codec is kvtc's.
 void decode_timed(const Codec& codec, DecodeJob& job, ThreadPool* threads, KvtcTimes& times);
 
-// What coding kernels need of a codec of kvtc: the transform of one of its frames' sections, without addresses, and what
-// lies there. The codec outlives the spans.
+// What coding kernels need of a codec of kvtc: the transform of one of its frames' sections, without addresses, and
+// what lies there. The codec outlives the spans.
 struct StackTables {
   StackTransform transform;
   std::span<const float> mean;
