@@ -46,9 +46,9 @@ struct alignas(64) Block {
   bool full() const { return !key.is_zero(); }
 };
 static_assert(sizeof(Block) == 64);
-// What the narrow fields above can count. Sequences that are being freed behind a fence count as sequences.
+// What refs can count. Sequences that are being freed behind a fence count as sequences. Positions fit, because
+// max_sequence_tokens is at most 2^26.
 inline constexpr std::uint32_t kMostHolders = (1u << 20) - 1;
-inline constexpr std::uint32_t kMostSequenceBlocks = 1u << 24;
 
 class BlockPool {
  public:

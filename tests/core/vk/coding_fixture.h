@@ -98,9 +98,10 @@ inline ExtentShape extent_shape(const KvShape& kv, std::uint32_t layers, std::ui
   return {.kv = kv, .layer_count = layers, .block_count = blocks};
 }
 
-// Frames by the host's own codec.
-inline std::vector<std::byte> encode_frame(const Codec& codec, const Slots& slots, std::uint64_t position,
-                                           EncodeJob* told = nullptr) {
+// A frame that fill(job) writes.
+template <class Fill>
+std::vector<std::byte> make_frame(const Codec& codec, const Slots& slots, std::uint64_t position, EncodeJob* told,
+                                  Fill fill) {
   std::vector<std::byte> out(codec.bound(slots.shape));
   EncodeJob job{.shape = slots.shape,
                 .label = lossy_label(position),
@@ -108,26 +109,20 @@ inline std::vector<std::byte> encode_frame(const Codec& codec, const Slots& slot
                 .out = out,
                 .bytes = 0,
                 .status = {}};
-  codec.encode({&job, 1}, nullptr);
+  fill(job);
   EXPECT_TRUE(job.status.ok()) << job.status.message();
   if (told != nullptr) *told = job;
   out.resize(job.bytes);
   return out;
 }
+// By the host's own codec, and from sections that somebody else has coded.
+inline std::vector<std::byte> encode_frame(const Codec& codec, const Slots& slots, std::uint64_t position,
+                                           EncodeJob* told = nullptr) {
+  return make_frame(codec, slots, position, told, [&](EncodeJob& job) { codec.encode({&job, 1}, nullptr); });
+}
 inline std::vector<std::byte> seal_frame(const Codec& codec, const Slots& slots, std::uint64_t position,
                                          std::span<const CodedSection> sections, EncodeJob* told = nullptr) {
-  std::vector<std::byte> out(codec.bound(slots.shape));
-  EncodeJob job{.shape = slots.shape,
-                .label = lossy_label(position),
-                .views = slots.host_views,
-                .out = out,
-                .bytes = 0,
-                .status = {}};
-  section_codec(codec)->seal(job, sections);
-  EXPECT_TRUE(job.status.ok()) << job.status.message();
-  if (told != nullptr) *told = job;
-  out.resize(job.bytes);
-  return out;
+  return make_frame(codec, slots, position, told, [&](EncodeJob& job) { section_codec(codec)->seal(job, sections); });
 }
 inline DecodeJob decode_job(std::span<const std::byte> frame, const Slots& slots, std::uint64_t position) {
   return {.frame = frame,
