@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <random>
@@ -12,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/evaluation.h"
 #include "cli/text.h"
+#include "core/base/file_out.h"
 #include "examples/llama/capture.h"
 #include "storage/calibration/calibrator.h"
 #include "storage/calibration/kv_dump.h"
@@ -65,13 +65,6 @@ Status capture(const LoadedModel& model, const std::vector<std::vector<TokenId>>
 void shuffle_windows(std::vector<std::vector<TokenId>>& windows) {
   std::mt19937 random(1);
   for (std::size_t i = windows.size(); i > 1; --i) std::swap(windows[i - 1], windows[random() % i]);
-}
-
-Status write_file(const std::string& path, const std::vector<std::byte>& bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!out.flush()) return Status(Code::kIo, path + " cannot be written");
-  return {};
 }
 
 namespace {
@@ -148,6 +141,7 @@ Status run(const CalibrateFlags& flags) {
   if (flags.codec != "kvtc")
     return Status(Code::kInvalidArgument, "--codec " + flags.codec + ": only kvtc is calibrated");
   const Clock start = Clock::now();
+  FIRN_TRY(FileOut::create(flags.out, Readers::kAnyone).status());  // a bad name is told now, not in an hour
   std::unique_ptr<KvDumpReader> dump;
   if (!flags.kv.empty()) {
     FIRN_ASSIGN(dump, KvDumpReader::open(flags.kv));
@@ -191,10 +185,10 @@ Status run(const CalibrateFlags& flags) {
   }));
   const Clock finished = Clock::now();
   print_spectra(calibrator->spectra());
-  FIRN_TRY(write_file(flags.out, write_artefact(artefact)));
+  FIRN_TRY(write_file(flags.out, write_artefact(artefact), Readers::kAnyone));
   if (flags.measured_windows != 0 && model) {
     FIRN_TRY(measure(*model, flags, windows, artefact));
-    FIRN_TRY(write_file(flags.out, write_artefact(artefact)));
+    FIRN_TRY(write_file(flags.out, write_artefact(artefact), Readers::kAnyone));
   }
   fmt::print(
       "\n| ratio | bits a token, of | realised ratio | bound of key error | of value error | mean KLD | p99 KLD | "

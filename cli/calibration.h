@@ -26,6 +26,4 @@ constexpr bool is_held_out(std::size_t window) { return window % 5 == 4; }
 // then of all kinds of text there are.
 void shuffle_windows(std::vector<std::vector<TokenId>>& windows);
 
-Status write_file(const std::string& path, const std::vector<std::byte>& bytes);
-
 }  // namespace firn::cli

@@ -1,7 +1,6 @@
 #include "cli/demo_lossy.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -10,6 +9,7 @@
 #include "cli/calibration.h"
 #include "cli/embedded.h"
 #include "cli/text.h"
+#include "core/base/file_out.h"
 #include "storage/calibration/calibrator.h"
 
 namespace firn::cli {
@@ -70,10 +70,7 @@ Status find_artefact(const LoadedModel& model, std::uint32_t threads, LossyRepor
   FIRN_ASSIGN(Artefact artefact, calibrate(model, threads));
   std::error_code ignored;
   std::filesystem::create_directories(cache_folder(), ignored);
-  const std::string fresh = fmt::format("{}.{}", report.artefact, getpid());  // a kill leaves no half of a file
-  FIRN_TRY(write_file(fresh, write_artefact(artefact)));
-  if (std::rename(fresh.c_str(), report.artefact.c_str()) != 0)
-    return Status(Code::kIo, report.artefact + " cannot be written");
+  FIRN_TRY(write_file(report.artefact, write_artefact(artefact), Readers::kAnyone));
   report.calibration_tokens = artefact.tokens;
   report.calibration_s = Clock::now().since(start).wall_s;
   return {};

@@ -4,12 +4,12 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
 #include "cli/evaluation.h"
+#include "core/base/file_out.h"
 
 namespace firn::cli {
 namespace {
@@ -131,6 +131,8 @@ Status run(const EvalFlags& flags) {
   EvaluationOptions options = flags.options;
   options.attention = !flags.fast;
   if (options.state.empty() && !flags.json.empty()) options.state = flags.json + ".part";
+  // A bad name is told now, not in an hour.
+  if (!flags.json.empty()) FIRN_TRY(FileOut::create(flags.json, Readers::kAnyone).status());
   FIRN_ASSIGN(const std::vector<EvaluatedCodec> codecs, codecs_of(flags));
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(flags.model));
   FIRN_ASSIGN(const auto windows, windows_of(*model, flags.texts, options.context + 1, flags.windows));
@@ -142,9 +144,7 @@ Status run(const EvalFlags& flags) {
   if (flags.json.empty()) return {};
   nlohmann::json rows = nlohmann::json::array();
   for (const Evaluation& r : results) rows.push_back(row_json(r));
-  std::ofstream out(flags.json);
-  out << rows.dump(2) << '\n';
-  if (!out.flush()) return Status(Code::kIo, flags.json + " cannot be written");
+  FIRN_TRY(write_file(flags.json, rows.dump(2) + "\n", Readers::kAnyone));
   if (flags.options.state.empty()) std::remove(options.state.c_str());  // all of it is in the report now
   return {};
 }

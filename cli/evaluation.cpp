@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "core/base/file_out.h"
 #include "core/config/host_codec.h"
 #include "examples/llama/capture.h"
 #include "firn/codec.h"
@@ -172,12 +173,7 @@ class State {
   Status add(const std::string& name, const Unit& unit) {
     if (path_.empty()) return {};
     units_[name] = unit_json(unit);
-    const std::string fresh = path_ + ".new";
-    std::ofstream out(fresh);
-    out << units_;
-    out.close();
-    if (!out || std::rename(fresh.c_str(), path_.c_str()) != 0) return Status(Code::kIo, path_ + " cannot be written");
-    return {};
+    return write_file(path_, units_.dump(), Readers::kOwner);  // what each token of a text cost tells of the text
   }
 
  private:

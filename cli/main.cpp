@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 
 #include "cli/commands.h"
@@ -123,6 +124,7 @@ int run_firn(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is a failure to write, and is reported as one
   const int code = run_firn(argc, argv);
   // A full disk behind stdout is a failure, not a success with fewer lines.
   if (std::fflush(stdout) != 0) {

@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/text.h"
+#include "core/base/file_out.h"
 
 namespace firn::cli {
 namespace {
@@ -53,14 +54,6 @@ Result<std::vector<TokenId>> encode_prompt(const Arguments& arguments, const std
   if (!arguments.chat) return tokenizer.encode(text);
   const llama::ChatMessage messages[] = {{"user", text}};
   return llama::encode_chat(tokenizer, messages);
-}
-
-Status write_file(const std::string& path, const std::string& text) {
-  std::ofstream out(path, std::ios::binary);
-  out << text;
-  out.close();
-  return out ? Status()
-             : Status(Code::kInvalidArgument, fmt::format("{}: cannot be written ({})", path, std::strerror(errno)));
 }
 
 // One id a line: what comparisons of two runs are made of.
@@ -161,11 +154,14 @@ Status run_prompt(const Arguments& arguments) {
   FIRN_ASSIGN(LoadedConfig loaded, arguments.settings.load());
   if (arguments.pump) loaded.config.mover.worker = false;
   FIRN_ASSIGN(const std::string text, read_prompt(arguments));
+  for (const std::string& out : {arguments.tokens_out, arguments.dump})  // a bad name is told before the work
+    if (!out.empty()) FIRN_TRY(FileOut::create(out, Readers::kOwner).status());
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(arguments.model));
   FIRN_ASSIGN(Session session, Session::open(*model, loaded.config));
   FIRN_ASSIGN(const Report report, answer(arguments, text, *model, session));
-  if (!arguments.tokens_out.empty()) FIRN_TRY(write_file(arguments.tokens_out, lines_of(report.generated.tokens)));
-  if (!arguments.dump.empty()) FIRN_TRY(write_file(arguments.dump, report.dump));
+  if (!arguments.tokens_out.empty())
+    FIRN_TRY(write_file(arguments.tokens_out, lines_of(report.generated.tokens), Readers::kOwner));
+  if (!arguments.dump.empty()) FIRN_TRY(write_file(arguments.dump, report.dump, Readers::kOwner));
   if (arguments.json)
     print_json(report, session.manager->config(), model->tokenizer);
   else

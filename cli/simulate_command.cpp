@@ -15,6 +15,7 @@
 #include "cli/model_shape.h"
 #include "cli/text.h"
 #include "cli/trace_flags.h"
+#include "core/base/file_out.h"
 #include "sim/bookkeeping.h"
 #include "sim/codec_figures.h"
 #include "sim/curve.h"
@@ -185,10 +186,8 @@ int write_json(const std::string& where, const Json& json) {
     fmt::print("{}\n", json.dump(2));
     return kExitOk;
   }
-  std::ofstream file(where);
-  file << json.dump(2) << '\n';
-  if (!file.flush()) return fail(Status(Code::kIo, where + ": cannot be written"));
-  return kExitOk;
+  const Status status = write_file(where, json.dump(2) + "\n", Readers::kAnyone);
+  return status.ok() ? kExitOk : fail(status);
 }
 
 int write_text(const std::string& where, const std::string& text) {
@@ -196,10 +195,8 @@ int write_text(const std::string& where, const std::string& text) {
     fmt::print("{}", text);
     return kExitOk;
   }
-  std::ofstream file(where, std::ios::binary);
-  file << text;
-  if (!file.flush()) return fail(Status(Code::kIo, where + ": cannot be written"));
-  return kExitOk;
+  const Status status = write_file(where, text, Readers::kAnyone);
+  return status.ok() ? kExitOk : fail(status);
 }
 
 // A deployment says what it is simulated as in a comment of its own: "# simulate: device=rtx4090 model=llama-3.1-8b".

@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "core/base/file_out.h"
 #include "firn/config.h"
 #include "sim/report.h"
 #include "sim/workload.h"
@@ -31,12 +32,11 @@ std::map<std::string, std::string> read_state(const std::string& file) {
   return known;
 }
 
-// The file again, whole lines only, to append to.
-Status rewrite_state(const std::string& file, const std::map<std::string, std::string>& known) {
-  std::ofstream out(file, std::ios::binary | std::ios::trunc);
-  for (const auto& [name, line] : known) out << name << '\t' << line << '\n';
-  if (!out.flush()) return Status(Code::kIo, file + ": cannot be written");
-  return {};
+// The whole file, anew each time: it is small beside the runs it remembers, and a kill leaves the old or the new one.
+Status write_state(const std::string& file, const std::map<std::string, std::string>& known) {
+  std::string text;
+  for (const auto& [name, line] : known) text += name + '\t' + line + '\n';
+  return write_file(file, text, Readers::kAnyone);
 }
 
 Result<double> number_of(const std::string& key, const std::string& value, double least, double most) {
@@ -63,11 +63,9 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
   result.lines.resize(points.size());
   std::vector<std::size_t> open;
   std::map<std::string, std::string> known;
-  std::ofstream state;
   if (!state_file.empty()) {
     known = read_state(state_file);
-    FIRN_TRY(rewrite_state(state_file, known));
-    state.open(state_file, std::ios::binary | std::ios::app);
+    FIRN_TRY(FileOut::create(state_file, Readers::kAnyone).status());  // a bad name is told before the first run
   }
   for (std::size_t i = 0; i < points.size(); ++i) {
     const auto it = known.find(points[i].name);
@@ -101,7 +99,13 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
       }
       result.lines[open[at]] = *line;
       ++result.done;
-      if (state.is_open()) state << points[open[at]].name << '\t' << *line << '\n' << std::flush;
+      if (state_file.empty()) continue;
+      known[points[open[at]].name] = *line;
+      if (const Status written = write_state(state_file, known); !written.ok()) {
+        if (!failure) failure = written;
+        stop = true;
+        return;
+      }
     }
   };
   {
@@ -110,7 +114,6 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
     work();
   }
   if (failure) return *failure;
-  if (state.is_open() && !state) return Status(Code::kIo, state_file + ": cannot be written");
   result.complete = !stop;
   return result;
 }

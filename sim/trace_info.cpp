@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <set>
 
+#include "core/base/file_out.h"
 #include "sim/name_table.h"
 
 namespace firn::sim {
@@ -109,13 +111,10 @@ Result<TraceInfo> inspect_trace(const std::string& path, const TraceOptions& opt
 
 Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions& options, const std::string& out) {
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, options));
-  struct Closer {
-    void operator()(std::FILE* file) const {
-      if (file != stdout) std::fclose(file);
-    }
-  };
-  const std::unique_ptr<std::FILE, Closer> file(out == "-" ? stdout : std::fopen(out.c_str(), "wb"));
-  if (!file) return Status(Code::kInvalidArgument, fmt::format("{}: {}", out, std::strerror(errno)));
+  std::optional<FileOut> file;  // none: stdout
+  if (out != "-") {
+    FIRN_ASSIGN(file, FileOut::create(out, Readers::kAnyone));
+  }
   NameTable ids;  // numbers by first use, as Mooncake's files have them
   TraceRequest request;
   fmt::memory_buffer line;
@@ -137,10 +136,15 @@ Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions&
     if (request.session != 0)
       fmt::format_to(fmt::appender(line), ", \"session_id\": \"{:x}\", \"turn\": {}", request.session, request.turn);
     fmt::format_to(fmt::appender(line), "}}\n");
-    if (std::fwrite(line.data(), 1, line.size(), file.get()) != line.size())
-      return Status(Code::kIo, fmt::format("{}: {}", out, std::strerror(errno)));
+    if (file)
+      FIRN_TRY(file->write(std::string_view(line.data(), line.size())));
+    else if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size())
+      return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
   }
-  if (std::fflush(file.get()) != 0) return Status(Code::kIo, fmt::format("{}: {}", out, std::strerror(errno)));
+  if (file)
+    FIRN_TRY(file->finish());
+  else if (std::fflush(stdout) != 0)
+    return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
   return reader->requests();
 }
 

@@ -125,20 +125,12 @@ Result<std::unique_ptr<KvDumpWriter>> KvDumpWriter::create(const std::string& pa
   if (model.groups.size() != 1 || model.groups[0].kind != GroupKind::kFull)
     return Status(Code::kInvalidArgument, "kv dump: the model must have one group of full attention");
   if (windows.empty()) return Status(Code::kInvalidArgument, "kv dump: there are no windows");
-  std::unique_ptr<KvDumpWriter> writer(new KvDumpWriter);
-  writer->path_ = path;
+  FIRN_ASSIGN(FileOut file, FileOut::create(path, Readers::kOwner));
+  std::unique_ptr<KvDumpWriter> writer(new KvDumpWriter(std::move(file)));
   writer->group_ = model.groups[0];
   writer->windows_ = std::move(windows);
-  writer->file_ = std::fopen(path.c_str(), "wb");
-  if (writer->file_ == nullptr) return Status(Code::kIo, path + " cannot be written");
-  const std::vector<std::byte> head = head_of(model, writer->windows_);
-  if (std::fwrite(head.data(), 1, head.size(), writer->file_) != head.size())
-    return Status(Code::kIo, path + " cannot be written");
+  FIRN_TRY(writer->file_.write(head_of(model, writer->windows_)));
   return writer;
-}
-
-KvDumpWriter::~KvDumpWriter() {
-  if (file_ != nullptr) std::fclose(file_);
 }
 
 Status KvDumpWriter::add(const std::vector<float>& keys, const std::vector<float>& values) {
@@ -149,8 +141,7 @@ Status KvDumpWriter::add(const std::vector<float>& keys, const std::vector<float
       return Status(Code::kInvalidArgument, "kv dump: a window is not [layer][token][kv_heads * dim]");
     std::vector<std::byte> bytes(from.size() * bytes_of(group_.kv.dtype));
     lossy::store(group_.kv.dtype, from.data(), from.size(), bytes.data());
-    if (std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size())
-      return Status(Code::kIo, path_ + " cannot be written");
+    FIRN_TRY(file_.write(bytes));
   }
   ++next_;
   return {};
@@ -160,8 +151,7 @@ Status KvDumpWriter::close() {
   if (next_ != windows_.size())
     return Status(Code::kInvalidArgument,
                   fmt::format("kv dump: {} of {} windows are missing", windows_.size() - next_, windows_.size()));
-  std::FILE* file = std::exchange(file_, nullptr);
-  return std::fclose(file) == 0 ? Status() : Status(Code::kIo, path_ + " cannot be written");
+  return file_.finish();
 }
 
 Result<std::unique_ptr<KvDumpReader>> KvDumpReader::open(const std::string& path) {

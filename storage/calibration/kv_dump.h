@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/file_out.h"
 #include "firn/model.h"
 #include "firn/status.h"
 
@@ -22,17 +23,16 @@ struct KvWindow {
 class KvDumpWriter {
  public:
   // The model has one group of full attention. All windows are known beforehand, as a file's header comes first.
+  // The file is there when close() was ok, and its owner's alone (0600).
   static Result<std::unique_ptr<KvDumpWriter>> create(const std::string& path, const ModelSpec& model,
                                                       std::vector<KvWindow> windows);
-  ~KvDumpWriter();
   // The next window, [layer][token][kv_heads * dim], keys as the model rotated them; rounded to the cache's type.
   Status add(const std::vector<float>& keys, const std::vector<float>& values);
   Status close();  // kIo: something could not be written; kInvalidArgument: windows are missing
 
  private:
-  KvDumpWriter() = default;
-  std::string path_;
-  std::FILE* file_ = nullptr;
+  explicit KvDumpWriter(FileOut file) : file_(std::move(file)) {}
+  FileOut file_;
   GroupSpec group_;
   std::vector<KvWindow> windows_;
   std::size_t next_ = 0;
