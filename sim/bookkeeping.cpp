@@ -75,10 +75,10 @@ Result<std::unique_ptr<Bookkeeping>> Bookkeeping::create(const BookkeepingOption
 
 void Bookkeeping::run(const TraceRequest& request) {
   names_ = request.blocks;
-  for (std::uint64_t& name : names_) ++name;  // 0 would be "unknown" to a policy
+  for (std::uint64_t& name : names_) name = cache_name(name);
   // Blocks without names are never asked for again.
   if (names_.empty())
-    for (std::uint64_t t = 0; t < request.input_tokens; t += options_.block_tokens) names_.push_back(++fresh_);
+    for (std::uint64_t t = 0; t < request.input_tokens; t += options_.block_tokens) names_.push_back(own_name(++fresh_));
   ++counts_.requests;
   counts_.blocks += names_.size();
   counts_.input_tokens += request.input_tokens;

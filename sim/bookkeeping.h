@@ -73,7 +73,7 @@ class Bookkeeping {
   std::vector<BlockTier> tiers_;
   Counts counts_;
   std::int64_t last_ns_ = -1;
-  std::uint64_t fresh_ = std::uint64_t{1} << 63;  // names for blocks of traces that have none
+  std::uint64_t fresh_ = 0;  // blocks so far that the trace gives no name
   std::vector<std::uint64_t> names_;
   std::vector<std::uint64_t> next_uses_;
   std::uint64_t accesses_ = 0;

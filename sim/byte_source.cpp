@@ -31,6 +31,7 @@ struct Packed {
   std::vector<char> bytes = std::vector<char>(kChunk);
   std::size_t begin = 0, end = 0;
 
+  std::uint64_t used() const { return read - (end - begin); }
   Result<bool> fill() {
     if (begin < end) return true;
     begin = 0;
@@ -53,7 +54,7 @@ class PlainSource final : public ByteSource {
     packed_.begin += count;
     return count;
   }
-  std::uint64_t packed_read() const override { return packed_.read; }
+  std::uint64_t packed_read() const override { return packed_.used(); }
   std::uint64_t packed_size() const override { return packed_.size; }
 
  private:
@@ -95,7 +96,7 @@ class GzipSource final : public ByteSource {
       if (room != stream_.avail_out) return std::size_t{room - stream_.avail_out};
     }
   }
-  std::uint64_t packed_read() const override { return packed_.read; }
+  std::uint64_t packed_read() const override { return packed_.used(); }
   std::uint64_t packed_size() const override { return packed_.size; }
 
  private:
@@ -125,7 +126,7 @@ class ZstdSource final : public ByteSource {
       if (!more) return Status(Code::kCorrupt, packed_.path + ": the zstd stream ends too early");
     }
   }
-  std::uint64_t packed_read() const override { return packed_.read; }
+  std::uint64_t packed_read() const override { return packed_.used(); }
   std::uint64_t packed_size() const override { return packed_.size; }
 
  private:
@@ -168,8 +169,13 @@ Result<bool> LineSource::fill() {
   if (end_ == buffer_.size()) buffer_.resize(std::min(2 * buffer_.size(), kMaxPeek + kChunk));
   FIRN_ASSIGN(const std::size_t count, source_->read({buffer_.data() + end_, buffer_.size() - end_}));
   end_ += count;
+  unpacked_ += count;
   done_ = count == 0;
   return !done_;
+}
+
+std::uint64_t LineSource::packed_read() const {
+  return part_of(source_->packed_read(), unpacked_ - (end_ - begin_), unpacked_);
 }
 
 Result<std::string_view> LineSource::peek(std::size_t bytes) {

@@ -14,6 +14,11 @@
 
 namespace firn::sim {
 
+// all * part / whole, rounded down: how much of `all` a part of the whole stands for. All of it where the whole is 0.
+constexpr std::uint64_t part_of(std::uint64_t all, std::uint64_t part, std::uint64_t whole) {
+  return whole == 0 ? all : static_cast<std::uint64_t>(static_cast<unsigned __int128>(all) * part / whole);
+}
+
 class ByteSource {
  public:
   virtual ~ByteSource() = default;
@@ -21,7 +26,7 @@ class ByteSource {
   static Result<std::unique_ptr<ByteSource>> open(const std::string& path);
   // At least one byte, or 0 at the end. kCorrupt: the packed stream is damaged or ends too early.
   virtual Result<std::size_t> read(std::span<char> out) = 0;
-  // Of the file's own bytes, packed: how far we are, and how many there are (0: unknown).
+  // Of the file's own bytes, packed: how many have been used, not read ahead; and how many there are (0: unknown).
   virtual std::uint64_t packed_read() const = 0;
   virtual std::uint64_t packed_size() const = 0;
 };
@@ -40,13 +45,15 @@ class LineSource {
   std::uint64_t line_number() const { return number_; }  // of the line next() gave last; from 1
   bool truncated() const { return truncated_; }          // that line was too long, and its rest was skipped
   const ByteSource& source() const { return *source_; }
+  // Of the source's own bytes, those whose lines were given out: what waits in the buffer does not count.
+  std::uint64_t packed_read() const;
 
  private:
   Result<bool> fill();  // more bytes behind end_; false: the end
   std::unique_ptr<ByteSource> source_;
   std::string buffer_;
   std::size_t begin_ = 0, end_ = 0;
-  std::uint64_t number_ = 0;
+  std::uint64_t number_ = 0, unpacked_ = 0;
   bool truncated_ = false, done_ = false;
 };
 

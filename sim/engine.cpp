@@ -175,7 +175,7 @@ class Engine {
   std::vector<Sequence> running_;  // in order of admission
   NameTable seen_, read_again_;
   std::uint32_t seen_count_ = 0;
-  std::uint64_t fresh_ = std::uint64_t{1} << 63;
+  std::uint64_t fresh_ = 0;  // blocks so far that the trace gives no name
   std::vector<float> ttft_, tpot_, queue_, ages_;
   EngineResult r_;
 };
@@ -229,8 +229,8 @@ Status Engine::pull() {
   TraceRequest& request = seq.request;
   const std::uint64_t size = std::max(1u, reader_.block_tokens());
   if (request.blocks.empty())
-    for (std::uint64_t t = 0; t + size <= request.input_tokens; t += size) request.blocks.push_back(++fresh_);
-  for (std::uint64_t& name : request.blocks) ++name;
+    for (std::uint64_t t = 0; t + size <= request.input_tokens; t += size) request.blocks.push_back(own_name(++fresh_));
+  for (std::uint64_t& name : request.blocks) name = cache_name(name);
   request.input_tokens = std::max(1u, request.input_tokens);
   request.output_tokens = std::max(1u, request.output_tokens);
   seq.arrival_ns = static_cast<std::int64_t>(static_cast<double>(request.time_ns) / o_.time_scale);

@@ -10,6 +10,8 @@
 #include <string>
 #include <string_view>
 
+#include "sim/trace_names.h"
+
 namespace firn::sim {
 
 class JsonScanner {
@@ -35,23 +37,17 @@ class JsonScanner {
   bool number(double& value) {
     skip_space();
     const auto [rest, error] = std::from_chars(at_, end_, value);
-    if (error != std::errc()) return fail();
+    if (failed_ || error != std::errc()) return fail();
     at_ = rest;
     fresh_ = false;
     return true;
   }
-  bool integer(std::uint64_t& value) {
-    skip_space();
-    const char* from = at_;
-    std::uint64_t sum = 0;
-    while (at_ < end_ && *at_ >= '0' && *at_ <= '9') {
-      if (sum > (~std::uint64_t{0} - 9) / 10) return fail();
-      sum = sum * 10 + static_cast<std::uint64_t>(*at_++ - '0');
-    }
-    if (at_ == from || (at_ < end_ && (*at_ == '.' || *at_ == 'e' || *at_ == 'E'))) return fail();
-    value = sum;
-    fresh_ = false;
-    return true;
+  bool integer(std::uint64_t& value) { return peek() != '-' && whole(value); }
+  // A name: a whole number from -2^63 to 2^64 - 1, or a string of hex digits.
+  bool name(std::uint64_t& value) {
+    if (peek() != '"') return whole(value);
+    std::string_view text;
+    return string(text) && (parse_hex_name(text, value) || fail());
   }
   // Without its quotes, escapes left as they are: names and ids need none.
   bool string(std::string_view& value) {
@@ -109,6 +105,15 @@ class JsonScanner {
     skip_space();
     if (at_ == end_ || *at_ != wanted) return fail();
     ++at_;
+    return true;
+  }
+  bool whole(std::uint64_t& value) {
+    skip_space();
+    std::string_view rest(at_, static_cast<std::size_t>(end_ - at_));
+    if (failed_ || !take_number_name(rest, value)) return fail();
+    at_ = rest.data();
+    if (at_ < end_ && (*at_ == '.' || *at_ == 'e' || *at_ == 'E')) return fail();
+    fresh_ = false;
     return true;
   }
   bool word(std::string_view wanted) {

@@ -18,6 +18,17 @@ constexpr std::uint64_t mix_name(std::uint64_t name) {
   return name ^ name >> 31;
 }
 
+// A trace's names are any pattern of 64 bits. Policies take 0 for "unknown", so names move up by one, and the last one
+// to where no counted or structured name lies.
+constexpr std::uint64_t cache_name(std::uint64_t name) {
+  return name == ~std::uint64_t{0} ? mix_name(0x6c617374206e616d) : name + 1;
+}
+// For what the trace gives no name: the number-th name of its own kind, spread over all bits so that it meets no name
+// that a trace is likely to have.
+constexpr std::uint64_t own_name(std::uint64_t number, std::uint64_t kind = 0) {
+  return mix_name(mix_name(number + 0x6e616d656c657373) ^ mix_name(kind + 0x6b696e64));
+}
+
 class NameTable {
  public:
   // capacity: entries at most, if known; it grows when that was too little.

@@ -61,14 +61,24 @@ Result<std::unique_ptr<TraceReader>> TraceReader::open(const std::string& path, 
 Result<bool> TraceReader::next(TraceRequest& request) {
   if (options_.max_requests != 0 && requests_ == options_.max_requests) return false;
   FIRN_ASSIGN(const bool more, do_next(request));
+  if (!more && requests_ == 0) return no_request();
   if (!more) return false;
-  if (request.time_ns < last_time_ns_ && requests_ != 0) {
+  // A wall clock, seconds since 1970 or since a recorder began: all that counts is what lies between.
+  if (requests_ == 0) start_ns_ = request.time_ns;
+  request.time_ns -= start_ns_;
+  if (request.time_ns < last_time_ns_) {
     ++out_of_order_;
     request.time_ns = last_time_ns_;
   }
   last_time_ns_ = request.time_ns;
   ++requests_;
   return true;
+}
+
+Status TraceReader::no_request() const {
+  if (bad_line_count_ == 0) return Status(Code::kInvalidArgument, path_ + ": there is no request in it");
+  return Status(Code::kInvalidArgument, fmt::format("{}: not one of its {} lines is a request; the first: {}:{}: {}", path_,
+                                                    bad_line_count_, path_, bad_lines_.front().line, bad_lines_.front().why));
 }
 
 Status TraceReader::bad(std::uint64_t line, std::string why) {

@@ -48,11 +48,12 @@ class TraceReader {
 
   virtual ~TraceReader() = default;
   static Result<std::unique_ptr<TraceReader>> open(const std::string& path, const TraceOptions& options);
-  // The next request; false: there is none. Bad lines are counted and passed over, unless strict.
+  // The next request; false: there is none. Bad lines are counted and passed over, unless strict. Times count from the
+  // first request, whatever the file's clock. kInvalidArgument: the trace ends without one request.
   Result<bool> next(TraceRequest& request);
 
   virtual TraceFormat format() const = 0;
-  virtual std::uint64_t packed_read() const = 0;  // bytes of the file so far, and in all (0: unknown)
+  virtual std::uint64_t packed_read() const = 0;  // bytes of the file whose requests were given, and in all (0: unknown)
   virtual std::uint64_t packed_size() const = 0;
   std::uint32_t block_tokens() const { return block_tokens_; }
   std::uint64_t requests() const { return requests_; }
@@ -70,8 +71,9 @@ class TraceReader {
   std::uint32_t block_tokens_ = 0;
 
  private:
+  Status no_request() const;
   std::uint64_t requests_ = 0, bad_line_count_ = 0, out_of_order_ = 0;
-  std::int64_t last_time_ns_ = 0;
+  std::int64_t start_ns_ = 0, last_time_ns_ = 0;
   std::vector<BadLine> bad_lines_;
 };
 

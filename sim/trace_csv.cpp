@@ -10,9 +10,9 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <functional>
 
 #include "sim/trace_formats.h"
+#include "sim/trace_names.h"
 
 namespace firn::sim {
 namespace {
@@ -94,6 +94,7 @@ bool parse_time(std::string_view text, std::int64_t& ns) {
     return false;
   if (month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || !(second >= 0 && second < 61))
     return false;
+  if (year < 1970 || year > 2200) return false;  // what 64 bits of nanoseconds hold, and a clock shows
   ns = ((days_of(year, month, day) * 24 + hour) * 60 + minute) * 60'000'000'000 + std::llround(second * 1e9);
   return true;
 }
@@ -119,7 +120,7 @@ class CsvReader final : public TraceReader {
     return {};
   }
   TraceFormat format() const override { return options_.format; }
-  std::uint64_t packed_read() const override { return lines_.source().packed_read(); }
+  std::uint64_t packed_read() const override { return lines_.packed_read(); }
   std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
 
  private:
@@ -147,15 +148,13 @@ class CsvReader final : public TraceReader {
       return fmt::format("\"{}\" is no number of input tokens", field(kInput).substr(0, 40));
     if (!parse(field(kOutput), output) || !(output >= 0 && output <= kMaxTokens))
       return fmt::format("\"{}\" is no number of output tokens", field(kOutput).substr(0, 40));
-    if (!started_) start_ns_ = options_.format == TraceFormat::kAzure ? ns : 0;
-    started_ = true;
-    request.time_ns = ns - start_ns_;
+    request.time_ns = ns;
     request.input_tokens = static_cast<std::uint32_t>(input);
     request.output_tokens = static_cast<std::uint32_t>(output);
-    request.session = field(kSession).empty() ? 0 : std::hash<std::string_view>()(field(kSession)) | 1;
+    request.session = field(kSession).empty() ? 0 : session_name(hash_text(field(kSession)));
     request.turn = 0;
     if (!field(kTurn).empty() && !parse(field(kTurn), request.turn)) return "the turn is no number";
-    return ids(request.blocks) ? "" : "hash_ids are not numbers separated by spaces";
+    return ids(request.blocks) ? "" : "hash_ids are not numbers of 64 bits, or 0x and hex digits, separated by spaces";
   }
   bool ids(std::vector<std::uint64_t>& blocks) const {
     blocks.clear();
@@ -165,7 +164,7 @@ class CsvReader final : public TraceReader {
       if (from == std::string_view::npos) return true;
       text.remove_prefix(from);
       const std::size_t length = std::min(text.find_first_of(" ;"), text.size());
-      if (!parse(text.substr(0, length), blocks.emplace_back())) return false;
+      if (!parse_name(text.substr(0, length), blocks.emplace_back())) return false;
       text.remove_prefix(length);
     }
   }
@@ -173,8 +172,6 @@ class CsvReader final : public TraceReader {
   LineSource lines_;
   std::array<std::size_t, kColumns> columns_{};
   std::vector<std::string_view> fields_;
-  std::int64_t start_ns_ = 0;
-  bool started_ = false;
 };
 
 }  // namespace

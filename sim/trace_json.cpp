@@ -7,7 +7,6 @@
 
 #include <array>
 #include <cmath>
-#include <functional>
 #include <optional>
 #include <unordered_map>
 
@@ -20,7 +19,7 @@ namespace {
 struct Line {
   double timestamp = -1;
   std::optional<double> input, output;
-  std::int64_t chat = -1, parent = -1;
+  std::optional<std::uint64_t> chat, parent;
 };
 
 class JsonLinesReader final : public TraceReader {
@@ -31,7 +30,7 @@ class JsonLinesReader final : public TraceReader {
     if (block_tokens_ == 0 && options.format == TraceFormat::kQwen) block_tokens_ = 16;
   }
   TraceFormat format() const override { return options_.format; }
-  std::uint64_t packed_read() const override { return lines_.source().packed_read(); }
+  std::uint64_t packed_read() const override { return lines_.packed_read(); }
   std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
 
  private:
@@ -67,10 +66,12 @@ class JsonLinesReader final : public TraceReader {
       value = 0;
       return scan.number(*value);
     };
-    const auto id = [&scan](std::int64_t& value) {
-      double number = 0;
-      if (!scan.number(number) || !(std::abs(number) < 9e15)) return false;
-      value = static_cast<std::int64_t>(number);
+    // Of chats and sessions: numbers, or any text.
+    const auto label = [&scan](std::uint64_t& value) {
+      std::string_view text;
+      if (scan.peek() != '"') return scan.name(value);
+      if (!scan.string(text)) return false;
+      value = hash_text(text);
       return true;
     };
     if (key == "timestamp") return scan.number(line.timestamp);
@@ -83,17 +84,21 @@ class JsonLinesReader final : public TraceReader {
       if (block_tokens_ == 0) block_tokens_ = static_cast<std::uint32_t>(tokens);
       return true;
     }
-    if (key == "chat_id" && scan.peek() != '"') return id(line.chat);
-    if (key == "parent_chat_id" && scan.peek() != '"') return id(line.parent);
-    if (key == "session_id" && scan.peek() == '"') {
-      std::string_view name;
-      if (!scan.string(name)) return false;
-      request.session = std::hash<std::string_view>()(name) | 1;
+    if (key == "chat_id" && scan.peek() != 'n') return label(line.chat.emplace());
+    if (key == "parent_chat_id" && scan.peek() == '-') {  // a chat that begins has the parent -1
+      std::uint64_t none = 0;
+      return scan.name(none);
+    }
+    if (key == "parent_chat_id" && scan.peek() != 'n') return label(line.parent.emplace());
+    if (key == "session_id" && scan.peek() != 'n') {
+      std::uint64_t name = 0;
+      if (!label(name)) return false;
+      request.session = session_name(name);
       return true;
     }
-    if (key == "turn" && scan.peek() >= '0' && scan.peek() <= '9') {
+    if (key == "turn" && scan.peek() != 'n') {
       std::uint64_t turn = 0;
-      if (!scan.integer(turn)) return false;
+      if (!scan.integer(turn) || turn > ~std::uint32_t{0}) return false;
       request.turn = static_cast<std::uint32_t>(turn);
       return true;
     }
@@ -104,7 +109,7 @@ class JsonLinesReader final : public TraceReader {
     if (!scan.begin_array()) return false;
     std::uint64_t id = 0;
     while (scan.next_element()) {
-      if (!scan.integer(id)) return false;
+      if (!scan.name(id)) return false;
       blocks.push_back(id);
     }
     return !scan.failed();
@@ -120,7 +125,7 @@ class JsonLinesReader final : public TraceReader {
     request.time_ns = std::llround(line.timestamp * unit_ns);
     request.input_tokens = static_cast<std::uint32_t>(*line.input);
     request.output_tokens = static_cast<std::uint32_t>(output);
-    if (line.chat >= 0) name_session(line, request);
+    if (line.chat) name_session(line, request);
     if (request.blocks.empty()) return "";
     if (block_tokens_ == 0) block_tokens_ = guess_block_tokens(request);
     const std::uint64_t n = request.blocks.size(), tokens = request.input_tokens;
@@ -140,14 +145,14 @@ class JsonLinesReader final : public TraceReader {
   // A turn belongs to its parent's session. Only the last turns are remembered, so that memory stays bounded.
   void name_session(const Line& line, TraceRequest& request) {
     constexpr std::size_t kMost = 1u << 20;
-    const auto parent = line.parent >= 0 ? sessions_.find(line.parent) : sessions_.end();
-    request.session = parent != sessions_.end() ? parent->second : static_cast<std::uint64_t>(line.chat) + 1;
+    const auto parent = line.parent ? sessions_.find(*line.parent) : sessions_.end();
+    request.session = parent != sessions_.end() ? parent->second : session_name(*line.chat);
     if (sessions_.size() >= kMost) sessions_.clear();
-    sessions_[line.chat] = request.session;
+    sessions_[*line.chat] = request.session;
   }
 
   LineSource lines_;
-  std::unordered_map<std::int64_t, std::uint64_t> sessions_;
+  std::unordered_map<std::uint64_t, std::uint64_t> sessions_;
 };
 
 }  // namespace

@@ -33,12 +33,12 @@ struct TokenMaker {
     std::vector<TokenId> tokens(scale(request.input_tokens));
     for (std::uint32_t i = 0; i < tokens.size(); ++i) {
       const std::uint32_t block = i / scaled();
-      tokens[i] = block < request.blocks.size() ? token(request.blocks[block] + 1, i % scaled())
-                                                : token((std::uint64_t{1} << 62) + number, i);
+      tokens[i] = block < request.blocks.size() ? token(cache_name(request.blocks[block]), i % scaled())
+                                                : token(own_name(number, 1), i);
     }
     return tokens;
   }
-  TokenId output(std::uint64_t number, std::uint32_t at) const { return token((std::uint64_t{1} << 63) + number, at); }
+  TokenId output(std::uint64_t number, std::uint32_t at) const { return token(own_name(number, 2), at); }
 };
 
 }  // namespace firn::sim

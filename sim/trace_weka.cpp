@@ -47,7 +47,8 @@ class WekaReader final : public TraceReader {
     return {};
   }
   TraceFormat format() const override { return TraceFormat::kWeka; }
-  std::uint64_t packed_read() const override { return lines_.source().packed_read(); }
+  // Of what was read, the part whose requests were given out: those of sessions that overlap wait here.
+  std::uint64_t packed_read() const override { return part_of(lines_.packed_read(), requests(), requests() + waiting_.size()); }
   std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
 
  private:
@@ -160,8 +161,9 @@ class WekaReader final : public TraceReader {
     if (!scan.begin_array()) return false;
     std::uint64_t id = 0;
     while (scan.next_element()) {
-      if (!scan.integer(id) || id >= (std::uint64_t{1} << 40)) return false;
-      blocks.push_back((session + 1) << 40 | id);
+      if (!scan.name(id)) return false;
+      const bool small = id < (std::uint64_t{1} << 40) && session + 1 < (std::uint64_t{1} << 24);
+      blocks.push_back(small ? (session + 1) << 40 | id : own_name(id, session + 1));
     }
     return !scan.failed();
   }

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "sim/bookkeeping.h"
 #include "sim/byte_source.h"
 #include "sim/json_scan.h"
 #include "sim/trace_info.h"
@@ -118,7 +119,7 @@ TEST_F(TraceTest, CountsBadLinesAndSaysWhereTheyAre) {
                            "{\"timestamp\": 1, \"input_length\": 1e12, \"output_length\": 1}\n"
                            "{\"timestamp\": 1, \"input_length\": 5000, \"output_length\": 1, \"hash_ids\": [1]}\n"
                            "{\"timestamp\": 1, \"input_length\": 5, \"output_length\": 1, \"hash_ids\": [1,]}\n"
-                           "{\"timestamp\": 1, \"input_length\": 5, \"output_length\": 1, \"hash_ids\": [-1]}\n"
+                           "{\"timestamp\": 1, \"input_length\": 5, \"output_length\": 1, \"hash_ids\": [1.5]}\n"
                            "{\"timestamp\": 1, \"input_length\": 5, \"output_length\": 1} trailing\n"
                            "{\"timestamp\": 40, \"input_length\": 5, \"output_length\": 1}\n";
   const std::string path = write("bad", text);
@@ -152,7 +153,8 @@ TEST_F(TraceTest, ReadsQwenLinesInSecondsAndFollowsTheirSessions) {
   ASSERT_EQ(requests.size(), 3u);
   EXPECT_EQ(reader_->format(), TraceFormat::kQwen);
   EXPECT_EQ(reader_->block_tokens(), 16u);
-  EXPECT_EQ(requests[0].time_ns, 1'500'000'000);
+  EXPECT_EQ(requests[0].time_ns, 0) << "all formats count from the first request";
+  EXPECT_EQ(requests[1].time_ns, 7'500'000'000);
   EXPECT_EQ(requests[0].session, requests[1].session);
   EXPECT_EQ(requests[0].session, requests[2].session);
   EXPECT_EQ(requests[1].turn, 2u);
@@ -183,7 +185,7 @@ TEST_F(TraceTest, ReadsBurstGptAndPlainCsv) {
   ASSERT_EQ(burst.size(), 2u);
   EXPECT_EQ(reader_->format(), TraceFormat::kBurstGpt);
   EXPECT_EQ(burst[1].input_tokens, 1087u);
-  EXPECT_EQ(burst[1].time_ns, 45'000'000'000);
+  EXPECT_EQ(burst[1].time_ns, 40'000'000'000) << "from the first request";
   const auto csv = read(write("csv",
                               "timestamp,input_length,output_length,session_id,hash_ids\n"
                               "0.25,40,2,a,1 2 3\n0.5,30,2,a,1 2\n0.1,30,2,b,9 x\n0.1,16,2,b,4\n"),
@@ -192,7 +194,7 @@ TEST_F(TraceTest, ReadsBurstGptAndPlainCsv) {
   EXPECT_EQ(csv[0].blocks, (std::vector<std::uint64_t>{1, 2, 3}));
   EXPECT_EQ(csv[0].session, csv[1].session);
   EXPECT_NE(csv[0].session, csv[2].session);
-  EXPECT_EQ(csv[2].time_ns, 500'000'000) << "never backwards";
+  EXPECT_EQ(csv[2].time_ns, 250'000'000) << "never backwards, and from the first request";
   EXPECT_EQ(reader_->out_of_order(), 1u);
   EXPECT_EQ(reader_->bad_line_count(), 1u);
 }
@@ -210,8 +212,133 @@ TEST_F(TraceTest, ReadsSessionsWithSubagentsAndCapsTheirPauses) {
   EXPECT_EQ(requests[2].time_ns, 1'810'000'000'000) << "10 s, then a pause cut to 1,800 s";
   EXPECT_EQ(requests[2].turn, 3u);
   EXPECT_EQ(read(slice("weka_4.tar.zst")).size(), 22u);
-  EXPECT_EQ(read(write("broken.json", "{\"block_size\":64,\"requests\":[{\"in\":5}]}")).size(), 0u);
-  EXPECT_EQ(reader_->bad_line_count(), 1u);
+}
+
+// A trace of which nothing can be used is an error that says what was wrong first, not a page of zeros.
+TEST_F(TraceTest, WithoutOneGoodLineIsAnErrorInEveryFormat) {
+  const auto failure = [](const std::string& path, const TraceOptions& options = {}) {
+    const auto made = TraceReader::open(path, options);
+    EXPECT_TRUE(made.ok()) << path;
+    TraceRequest request;
+    const Result<bool> more = (*made)->next(request);
+    EXPECT_FALSE((*made)->next(request).ok()) << "it stays one";
+    return more.ok() ? std::string() : more.status().message();
+  };
+  EXPECT_NE(failure(write("broken.json", "{\"block_size\":64,\"requests\":[{\"in\":5}]}")).find("not a session"),
+            std::string::npos);
+  EXPECT_NE(failure(write("bad.jsonl", "{\"input_length\": \"many\"}\n{\"input_length\": 5}\n")).find("bad.jsonl:1: "),
+            std::string::npos);
+  EXPECT_NE(failure(write("bad.csv", "timestamp,input_length,output_length\nnever,1,1\n")).find("bad.csv:2: "),
+            std::string::npos);
+  EXPECT_NE(failure(write("header.csv", "timestamp,input_length,output_length\n")).find("no request"),
+            std::string::npos);
+  EXPECT_NE(failure(write("empty", ""), {.format = TraceFormat::kMooncake}).find("no request"), std::string::npos);
+  EXPECT_NE(failure(write("azure", "TIMESTAMP,ContextTokens,GeneratedTokens\n")).find("no request"),
+            std::string::npos);
+  EXPECT_NE(failure("workload:chat:sessions=0").find("no request"), std::string::npos);
+  EXPECT_FALSE(inspect_trace(write("bad.jsonl", "{\"input_length\": 1}\n"), {}).ok());
+}
+
+TEST_F(TraceTest, CountsFromTheFirstRequestInEveryFormat) {
+  const std::string epoch_ms =
+      "{\"timestamp\": 1700000000000, \"input_length\": 5, \"output_length\": 1}\n"
+      "{\"timestamp\": 1700000001500, \"input_length\": 5, \"output_length\": 1}\n";
+  const auto mooncake = read(write("epoch", epoch_ms));
+  ASSERT_EQ(mooncake.size(), 2u);
+  EXPECT_EQ(mooncake[0].time_ns, 0);
+  EXPECT_EQ(mooncake[1].time_ns, 1'500'000'000);
+  const auto qwen = read(write("qwen", "{\"chat_id\": 1, \"timestamp\": 1700000000, \"input_length\": 5}\n"
+                                       "{\"chat_id\": 2, \"timestamp\": 1700000002, \"input_length\": 5}\n"));
+  ASSERT_EQ(qwen.size(), 2u);
+  EXPECT_EQ(qwen[1].time_ns, 2'000'000'000);
+  const auto csv = read(write("csv", "timestamp,input_length,output_length\n1700000000,5,1\n1700000003.5,5,1\n"));
+  ASSERT_EQ(csv.size(), 2u);
+  EXPECT_EQ(csv[1].time_ns, 3'500'000'000);
+  const auto weka = read(write("late.json",
+                               "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":500,\"in\":64,\"out\":1,"
+                               "\"hash_ids\":[1]},{\"t\":503,\"in\":64,\"out\":1,\"hash_ids\":[1]}]}"));
+  ASSERT_EQ(weka.size(), 2u);
+  EXPECT_EQ(weka[0].time_ns, 0);
+  EXPECT_EQ(weka[1].time_ns, 3'000'000'000);
+  const auto earlier = read(write("earlier", "{\"timestamp\": 50, \"input_length\": 5}\n"
+                                             "{\"timestamp\": 40, \"input_length\": 5}\n"
+                                             "{\"timestamp\": 51, \"input_length\": 5}\n"));
+  ASSERT_EQ(earlier.size(), 3u);
+  EXPECT_EQ(earlier[1].time_ns, 0) << "earlier than the first: simultaneous with it";
+  EXPECT_EQ(earlier[2].time_ns, 1'000'000);
+  EXPECT_EQ(reader_->out_of_order(), 1u);
+}
+
+// Names are patterns of 64 bits, not counts: signed, unsigned and written as hex strings.
+TEST_F(TraceTest, NamesAreAnyPatternOf64Bits) {
+  const auto json = read(write("names.jsonl",
+                               "{\"timestamp\": 0, \"input_length\": 80, \"output_length\": 1, \"block_size\": 16, "
+                               "\"hash_ids\": [-1, 18446744073709551615, -9223372036854775808, 9223372036854775808, "
+                               "\"0xFFFFFFFFFFFFFFFF\"]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, "
+                               "\"hash_ids\": [0, \"00ab\", \"Ab\", 171]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 32, \"output_length\": 1, \"hash_ids\": "
+                               "[\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\", "
+                               "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a09\"]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
+                               "[18446744073709551616]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"block\"]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"\"]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [1.5]}\n"
+                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
+                               "[-9223372036854775809]}\n"));
+  ASSERT_EQ(json.size(), 3u);
+  const std::uint64_t ones = ~std::uint64_t{0}, top = std::uint64_t{1} << 63;
+  EXPECT_EQ(json[0].blocks, (std::vector<std::uint64_t>{ones, ones, top, top, ones}));
+  EXPECT_EQ(json[1].blocks, (std::vector<std::uint64_t>{0, 0xab, 0xab, 171}));
+  EXPECT_NE(json[2].blocks[0], json[2].blocks[1]) << "longer than 64 bits: told apart all the same";
+  EXPECT_EQ(reader_->bad_line_count(), 5u);
+  const auto csv = read(write("names.csv",
+                              "timestamp,input_length,output_length,hash_ids\n"
+                              "0,64,1,-1 18446744073709551615 0xff 255\n"),
+                        {.block_tokens = 16});
+  ASSERT_EQ(csv.size(), 1u);
+  EXPECT_EQ(csv[0].blocks, (std::vector<std::uint64_t>{ones, ones, 255, 255}));
+  const auto weka = read(write("names.json",
+                               "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":0,\"in\":192,\"out\":1,"
+                               "\"hash_ids\":[-1,18446744073709551615,\"0xffffffffffffffff\"]}]}"));
+  ASSERT_EQ(weka.size(), 1u);
+  EXPECT_EQ(weka[0].blocks[0], weka[0].blocks[1]);
+  EXPECT_EQ(weka[0].blocks[0], weka[0].blocks[2]);
+  const auto chats = read(write("chats",
+                                "{\"chat_id\": 18446744073709551615, \"parent_chat_id\": -1, \"timestamp\": 0, "
+                                "\"input_length\": 5}\n"
+                                "{\"chat_id\": \"c2\", \"parent_chat_id\": 18446744073709551615, \"timestamp\": 0, "
+                                "\"input_length\": 5}\n"
+                                "{\"chat_id\": \"c3\", \"parent_chat_id\": \"c2\", \"timestamp\": 0, "
+                                "\"input_length\": 5}\n"
+                                "{\"chat_id\": \"c4\", \"parent_chat_id\": null, \"timestamp\": 0, \"input_length\": 5}\n"));
+  ASSERT_EQ(chats.size(), 4u);
+  EXPECT_EQ(chats[2].session, chats[0].session);
+  EXPECT_NE(chats[3].session, chats[0].session);
+  const auto numbered = read(write("numbered",
+                                   "{\"timestamp\": 0, \"input_length\": 5, \"session_id\": 4, \"turn\": 1e3}\n"
+                                   "{\"timestamp\": 0, \"input_length\": 5, \"session_id\": 5, \"turn\": 5000000000}\n"
+                                   "{\"timestamp\": 0, \"input_length\": 5, \"session_id\": \"4\"}\n"));
+  ASSERT_EQ(numbered.size(), 1u) << "turns are counts: no fraction, no 2^32";
+  EXPECT_NE(numbered[0].session, 0u);
+}
+
+// What has no name of its own must not meet a name that the trace gives, whatever pattern that is.
+TEST_F(TraceTest, NamesOfTheTraceNeverMeetNamesThatWeGive) {
+  std::string text = "{\"timestamp\": 0, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16}\n";
+  for (const std::uint64_t base : {std::uint64_t{1} << 63, std::uint64_t{1} << 62, ~std::uint64_t{0} - 3}) {
+    std::string ids;
+    for (std::uint64_t i = 0; i < 4; ++i) ids += (i == 0 ? "" : ", ") + std::to_string(base + i);
+    text += "{\"timestamp\": 1, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, \"hash_ids\": [" + ids + "]}\n";
+  }
+  const std::string path = write("meet", text);
+  for (const char* policy : {"lru", "arc", "s3fifo", "sieve", "lfu"}) {
+    const Result<BookkeepingResult> result = run_bookkeeping(path, {}, {.policy = policy, .tier_blocks = {100}});
+    ASSERT_TRUE(result.ok()) << result.status().message();
+    EXPECT_EQ(result->counts.blocks, 16u);
+    EXPECT_EQ(result->counts.access_hits, 0u) << policy << ": nothing comes again in this trace";
+  }
 }
 
 TEST_F(TraceTest, NamesWhatItCannotOpen) {
@@ -246,6 +373,53 @@ TEST_F(TraceTest, ConvertedTraceIsTheSameTrace) {
     EXPECT_EQ(before[i].time_ns, after[i].time_ns);
     EXPECT_EQ(before[i].input_tokens, after[i].input_tokens);
     EXPECT_EQ(before[i].blocks.size(), after[i].blocks.size());
+  }
+}
+
+// An input is never an output: not by its name, not by another name of the same file, not through a link.
+TEST_F(TraceTest, ConvertingNeverTouchesItsInput) {
+  const std::string text = kMooncake, in = write("in.jsonl", text);
+  const auto kept = [&in] {
+    std::ifstream file(in, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  std::filesystem::create_hard_link(in, folder_ / "hard.jsonl");
+  std::filesystem::create_symlink(in, folder_ / "soft.jsonl");
+  std::filesystem::create_symlink(folder_ / "soft.jsonl", folder_ / "soft2.jsonl");
+  for (const std::string& out : {in, (folder_ / "hard.jsonl").string(), (folder_ / "soft.jsonl").string(),
+                                 (folder_ / "soft2.jsonl").string(), (folder_ / "." / "in.jsonl").string()}) {
+    const Result<std::uint64_t> count = convert_trace(in, {}, out);
+    EXPECT_FALSE(count.ok()) << out;
+    EXPECT_EQ(count.status().code(), Code::kInvalidArgument);
+    EXPECT_EQ(kept(), text) << out;
+  }
+  EXPECT_FALSE(convert_trace((folder_ / "soft.jsonl").string(), {}, in).ok());
+  EXPECT_EQ(kept(), text);
+  // What fails leaves the old output, and nothing beside it.
+  const std::string out = write("out.jsonl", "old"), bad = write("bad.jsonl", "{\"input_length\": 1}\n");
+  EXPECT_FALSE(convert_trace(bad, {}, out).ok());
+  std::ifstream old(out);
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(old), {}), "old");
+  for (const auto& entry : std::filesystem::directory_iterator(folder_))
+    EXPECT_EQ(entry.path().filename().string().find("tmp"), std::string::npos) << entry.path();
+}
+
+// How far a run is, by what it has used: not by what was read ahead of it.
+TEST_F(TraceTest, ProgressIsWhatHasBeenConsumed) {
+  std::string text;
+  for (int i = 0; i < 4000; ++i)
+    text += "{\"timestamp\": " + std::to_string(i) + ", \"input_length\": 5, \"output_length\": 1}\n";
+  for (const std::string& bytes : {text, gzip(text), zstd(text)}) {
+    const auto reader = TraceReader::open(write("progress", bytes), {});
+    ASSERT_TRUE(reader.ok());
+    TraceRequest request;
+    for (int i = 0; i < 1000; ++i) ASSERT_TRUE((*reader)->next(request).ok());
+    const double share = static_cast<double>((*reader)->packed_read()) / static_cast<double>((*reader)->packed_size());
+    EXPECT_GT(share, 0.15) << bytes.size();
+    EXPECT_LT(share, 0.35) << bytes.size() << " bytes: a quarter of the requests has been taken";
+    while (*(*reader)->next(request)) {
+    }
+    EXPECT_EQ((*reader)->packed_read(), (*reader)->packed_size());
   }
 }
 
