@@ -16,6 +16,7 @@
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "core/base/file_out.h"
+#include "sim/apart.h"
 #include "sim/bookkeeping.h"
 #include "sim/codec_figures.h"
 #include "sim/curve.h"

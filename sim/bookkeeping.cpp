@@ -78,7 +78,8 @@ void Bookkeeping::run(const TraceRequest& request) {
   for (std::uint64_t& name : names_) name = cache_name(name);
   // Blocks without names are never asked for again.
   if (names_.empty())
-    for (std::uint64_t t = 0; t < request.input_tokens; t += options_.block_tokens) names_.push_back(own_name(++fresh_));
+    for (std::uint64_t t = 0; t < request.input_tokens; t += options_.block_tokens)
+      names_.push_back(own_name(++fresh_));
   ++counts_.requests;
   counts_.blocks += names_.size();
   counts_.input_tokens += request.input_tokens;
@@ -145,7 +146,16 @@ BlockId Bookkeeping::insert_from(const BlockFacts& facts, Instant now) {
   return top;
 }
 
-Result<std::vector<std::uint64_t>> read_future(const std::string& path, const TraceOptions& trace) {
+// Asks every few hundred requests. before: passes over the trace that are done, of so many.
+static bool keep_going(const Tick& tick, const TraceReader& reader, std::int64_t time_ns, std::uint64_t before,
+                       std::uint64_t passes) {
+  constexpr std::uint64_t kTickEvery = 256;
+  if (!tick || reader.requests() % kTickEvery != 0) return true;
+  const std::uint64_t size = reader.packed_size();
+  return tick({reader.requests(), before * size + reader.packed_read(), passes * size, time_ns});
+}
+
+Result<std::vector<std::uint64_t>> read_future(const std::string& path, const TraceOptions& trace, const Tick& tick) {
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, trace));
   NameTable ids;
   std::vector<std::uint64_t> last, next;
@@ -153,8 +163,10 @@ Result<std::vector<std::uint64_t>> read_future(const std::string& path, const Tr
   while (true) {
     FIRN_ASSIGN(const bool more, reader->next(request));
     if (!more) return next;
+    if (!keep_going(tick, *reader, request.time_ns, 0, 2))
+      return Status(Code::kUnavailable, "stopped while reading ahead");
     if (request.blocks.empty()) {
-      const std::uint64_t size = reader->block_tokens();
+      const std::uint64_t size = std::max(1u, reader->block_tokens());
       next.resize(next.size() + (request.input_tokens + size - 1) / size, kNeverUsed);
     }
     for (const std::uint64_t name : request.blocks) {
@@ -176,7 +188,7 @@ Result<BookkeepingResult> run_bookkeeping(const std::string& path, const TraceOp
                                           BookkeepingOptions options, const Tick& tick) {
   std::vector<std::uint64_t> future;
   if (options.policy == "optimal") {
-    FIRN_ASSIGN(future, read_future(path, trace));
+    FIRN_ASSIGN(future, read_future(path, trace, tick));
   }
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, trace));
   std::unique_ptr<Bookkeeping> bookkeeping;
@@ -191,9 +203,8 @@ Result<BookkeepingResult> run_bookkeeping(const std::string& path, const TraceOp
     }
     if (!more) break;
     bookkeeping->run(request);
-    constexpr std::uint64_t kTickEvery = 256;
-    if (tick && reader->requests() % kTickEvery == 0 &&
-        !tick({reader->requests(), reader->packed_read(), reader->packed_size(), request.time_ns})) {
+    const std::uint64_t passes = options.policy == "optimal" ? 2 : 1;
+    if (!keep_going(tick, *reader, request.time_ns, passes - 1, passes)) {
       result.complete = false;
       break;
     }

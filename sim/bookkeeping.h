@@ -81,6 +81,8 @@ class Bookkeeping {
 
 // How far a run is; asked for every few hundred requests. false: stop here, the result so far is wanted.
 struct Progress {
+  // packed_read: of the trace's bytes, those whose requests are done with, not those that were read ahead; a run of
+  // several passes or many runs counts the bytes of all of them. packed_size 0: not known.
   std::uint64_t requests = 0, packed_read = 0, packed_size = 0;
   std::int64_t time_ns = 0;  // simulated
 };
@@ -98,6 +100,7 @@ struct BookkeepingResult {
 Result<BookkeepingResult> run_bookkeeping(const std::string& path, const TraceOptions& trace,
                                           BookkeepingOptions options, const Tick& tick = {});
 // next_uses of a trace, for set_future.
-Result<std::vector<std::uint64_t>> read_future(const std::string& path, const TraceOptions& trace);
+Result<std::vector<std::uint64_t>> read_future(const std::string& path, const TraceOptions& trace,
+                                               const Tick& tick = {});
 
 }  // namespace firn::sim

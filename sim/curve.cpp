@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sim/byte_source.h"
+
 namespace firn::sim {
 namespace {
 
@@ -104,12 +106,18 @@ class CurveRun {
     else
       sample(request);
   }
-  Result<Curve> finish(std::uint32_t block_tokens) {
+  // tick: how many of the points are done; false stops.
+  Result<Curve> finish(std::uint32_t block_tokens,
+                       const std::function<bool(std::size_t done, std::size_t points)>& tick) {
     curve_.block_tokens = block_tokens;
     curve_.exact = exact_;
     std::vector<std::uint32_t> capacities = o_.capacities;
     if (capacities.empty()) capacities = default_capacities(curve_.distinct);
     for (const std::uint32_t blocks : capacities) {
+      if (!tick(curve_.points.size(), capacities.size())) {
+        curve_.complete = false;
+        break;
+      }
       if (exact_) {
         curve_.points.push_back({blocks, ratio(double(below(prefix_, blocks)), curve_.accesses),
                                  ratio(double(below(access_, blocks)), curve_.accesses), 0, 0});
@@ -135,7 +143,7 @@ class CurveRun {
     }
   }
   void sample(const TraceRequest& request) {
-    const auto limit = static_cast<std::uint64_t>(o_.rate * 0x1p64);
+    const std::uint64_t limit = o_.rate < 1 ? static_cast<std::uint64_t>(o_.rate * 0x1p64) : ~std::uint64_t{0};
     for (std::uint32_t k = 0; k < o_.samples; ++k) {
       TraceRequest part{.time_ns = request.time_ns, .session = request.session, .turn = request.turn};
       const std::uint64_t salt = mix_name(o_.seed * 977 + k);
@@ -178,7 +186,7 @@ class CurveRun {
 
   const CurveOptions& o_;
   bool exact_;
-  Curve curve_;
+  Curve curve_ = {};
   NameTable ids_;
   std::vector<std::uint32_t> ids_now_;
   StackDistances stack_;
@@ -200,19 +208,25 @@ Result<Curve> miss_ratio_curve(const std::string& path, const TraceOptions& trac
   CurveRun run(options, exact);
   TraceRequest request;
   bool complete = true;
+  // Samples are run at some capacities afterwards, which takes about as long as reading.
+  const auto whole = [&] { return reader->packed_size() * (exact ? 1 : 2); };
   for (;;) {
     FIRN_ASSIGN(const bool more, reader->next(request));
     if (!more) break;
     run.request(request);
     constexpr std::uint64_t kTickEvery = 256;
     if (tick && reader->requests() % kTickEvery == 0 &&
-        !tick({reader->requests(), reader->packed_read(), reader->packed_size(), request.time_ns})) {
+        !tick({reader->requests(), reader->packed_read(), whole(), request.time_ns})) {
       complete = false;
       break;
     }
   }
-  FIRN_ASSIGN(Curve curve, run.finish(reader->block_tokens()));
-  curve.complete = complete;
+  const std::uint64_t read = reader->packed_read();
+  FIRN_ASSIGN(Curve curve, run.finish(reader->block_tokens(), [&](std::size_t done, std::size_t points) {
+    return !tick || !complete ||
+           tick({reader->requests(), read + part_of(whole() - read, done, points), whole(), request.time_ns});
+  }));
+  curve.complete = curve.complete && complete;
   return curve;
 }
 

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/base/check.h"
+#include "sim/byte_source.h"
 #include "sim/name_table.h"
 
 namespace firn::sim {
@@ -639,7 +640,8 @@ Status Engine::run(const Tick& tick) {
     sample();
     constexpr std::uint64_t kTickEvery = 256;
     if (tick && steps % kTickEvery == 0 &&
-        !tick({reader_.requests(), reader_.packed_read(), reader_.packed_size(), now_})) {
+        !tick({reader_.requests(), part_of(reader_.packed_read(), r_.finished + r_.refused, reader_.requests()),
+               reader_.packed_size(), now_})) {
       r_.complete = false;
       r_.cut_short = running_.size() + waiting_.size();
       break;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "sim/byte_source.h"
 #include "sim/replay.h"
 #include "sim/virtual_engine.h"
 
@@ -167,11 +168,11 @@ Result<EngineResult> run_through_manager(const std::string& path, const TraceOpt
   replaying.after_turn = [&](std::size_t waiting, std::size_t running) {
     sampler.look(clock.now().ns, waiting, running, /*last=*/false);
     constexpr std::uint64_t kTickEvery = 256;
+    const std::uint64_t read = reader->requests(), open = std::min<std::uint64_t>(read, waiting + running);
     return !tick || ++turns % kTickEvery != 0 ||
-           tick({reader->requests(), reader->packed_read(), reader->packed_size(), clock.now().ns});
+           tick({read, part_of(reader->packed_read(), read - open, read), reader->packed_size(), clock.now().ns});
   };
-  FIRN_ASSIGN(const bool any, reader->next(replaying.first));
-  if (!any) return result;
+  FIRN_TRY(reader->next(replaying.first).status());  // there is one, or that is an error
   replaying.has_first = true;
   replaying.tokens.block_tokens = std::max(1u, reader->block_tokens());
   const std::function<Result<bool>(TraceRequest&)> next = [&reader](TraceRequest& request) {

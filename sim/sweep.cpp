@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <thread>
 
@@ -21,23 +22,43 @@
 namespace firn::sim {
 namespace {
 
-// A line is "name<TAB>result". A last line without its end was being written when somebody was killed.
-std::map<std::string, std::string> read_state(const std::string& file) {
-  std::map<std::string, std::string> known;
-  std::ifstream in(file, std::ios::binary);
-  for (std::string line; std::getline(in, line) && !in.eof();) {
-    const std::size_t tab = line.find('\t');
-    if (tab != std::string::npos) known[line.substr(0, tab)] = line.substr(tab + 1);
+// What a sweep keeps. A line is "name<TAB>result"; each new state is another file, which takes the old one's place when
+// it is whole, so that a kill or a full disk leaves one of the two.
+class State {
+ public:
+  Status open(const std::string& file) {
+    file_ = file;
+    std::ifstream in(file, std::ios::binary);
+    for (std::string line; std::getline(in, line);) {
+      const std::size_t tab = line.find('\t');
+      const bool ours = tab != std::string::npos && line.find("{\"", tab) == tab + 1;
+      if (in.eof() && (ours || !known_.empty())) break;  // a half line of somebody who was killed
+      if (!ours)                                         // whatever it is, it is not ours to write over
+        return Status(Code::kInvalidArgument,
+                      file + ": holds something that no sweep wrote; give another file to --resume");
+      known_[line.substr(0, tab)] = line.substr(tab + 1);
+    }
+    if (in.bad()) return Status(Code::kIo, file + ": cannot be read");
+    return write();
   }
-  return known;
-}
+  const std::string* find(const std::string& name) const {
+    const auto it = known_.find(name);
+    return it == known_.end() ? nullptr : &it->second;
+  }
+  Status add(const std::string& name, const std::string& line) {
+    known_[name] = line;
+    return write();
+  }
 
-// The whole file, anew each time: it is small beside the runs it remembers, and a kill leaves the old or the new one.
-Status write_state(const std::string& file, const std::map<std::string, std::string>& known) {
-  std::string text;
-  for (const auto& [name, line] : known) text += name + '\t' + line + '\n';
-  return write_file(file, text, Readers::kAnyone);
-}
+ private:
+  Status write() const {
+    FIRN_ASSIGN(FileOut out, FileOut::create(file_, Readers::kAnyone));
+    for (const auto& [name, line] : known_) FIRN_TRY(out.write(name + '\t' + line + '\n'));
+    return out.finish();
+  }
+  std::string file_;
+  std::map<std::string, std::string> known_;
+};
 
 Result<double> number_of(const std::string& key, const std::string& value, double least, double most) {
   double number = 0;
@@ -62,17 +83,14 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
   SweepResult result;
   result.lines.resize(points.size());
   std::vector<std::size_t> open;
-  std::map<std::string, std::string> known;
-  if (!state_file.empty()) {
-    known = read_state(state_file);
-    FIRN_TRY(FileOut::create(state_file, Readers::kAnyone).status());  // a bad name is told before the first run
-  }
+  State state;
+  if (!state_file.empty()) FIRN_TRY(state.open(state_file));
   for (std::size_t i = 0; i < points.size(); ++i) {
-    const auto it = known.find(points[i].name);
-    if (it == known.end()) {
+    const std::string* line = state.find(points[i].name);
+    if (line == nullptr) {
       open.push_back(i);
     } else {
-      result.lines[i] = it->second;
+      result.lines[i] = *line;
       ++result.reused;
     }
   }
@@ -80,15 +98,21 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
   std::atomic<std::size_t> next{0};
   std::atomic<bool> stop{false};
   std::optional<Status> failure;
+  std::vector<std::uint64_t> bytes(open.size());  // of each run, as far as it is
+  std::uint64_t run_bytes = 0;
   const auto work = [&] {
-    const Tick one_at_a_time = [&](const Progress& progress) {
-      if (stop) return false;
-      if (!tick) return true;
-      std::lock_guard lock(mutex);
-      if (!tick(progress)) stop = true;
-      return !stop;
-    };
     for (std::size_t at; !stop && (at = next++) < open.size();) {
+      const Tick one_at_a_time = [&, at](const Progress& progress) {
+        if (stop) return false;
+        if (!tick) return true;
+        std::lock_guard lock(mutex);
+        bytes[at] = progress.packed_read, run_bytes = progress.packed_size;
+        Progress all = progress;
+        all.packed_read = std::accumulate(bytes.begin(), bytes.end(), std::uint64_t{0});
+        all.packed_size = progress.packed_size * open.size();
+        if (!tick(all)) stop = true;
+        return !stop;
+      };
       const Result<std::string> line = points[open[at]].result(one_at_a_time);
       std::lock_guard lock(mutex);
       if (stop) return;  // what it has may be a part
@@ -98,11 +122,11 @@ Result<SweepResult> run_sweep(const std::vector<SweepPoint>& points, std::size_t
         return;
       }
       result.lines[open[at]] = *line;
+      bytes[at] = run_bytes;
       ++result.done;
       if (state_file.empty()) continue;
-      known[points[open[at]].name] = *line;
-      if (const Status written = write_state(state_file, known); !written.ok()) {
-        if (!failure) failure = written;
+      if (Status kept = state.add(points[open[at]].name, *line); !kept.ok()) {
+        failure = std::move(kept);
         stop = true;
         return;
       }

@@ -77,8 +77,9 @@ Result<bool> TraceReader::next(TraceRequest& request) {
 
 Status TraceReader::no_request() const {
   if (bad_line_count_ == 0) return Status(Code::kInvalidArgument, path_ + ": there is no request in it");
-  return Status(Code::kInvalidArgument, fmt::format("{}: not one of its {} lines is a request; the first: {}:{}: {}", path_,
-                                                    bad_line_count_, path_, bad_lines_.front().line, bad_lines_.front().why));
+  return Status(Code::kInvalidArgument,
+                fmt::format("{}: not one of its {} lines is a request; the first: {}:{}: {}", path_, bad_line_count_,
+                            path_, bad_lines_.front().line, bad_lines_.front().why));
 }
 
 Status TraceReader::bad(std::uint64_t line, std::string why) {

@@ -53,7 +53,8 @@ class TraceReader {
   Result<bool> next(TraceRequest& request);
 
   virtual TraceFormat format() const = 0;
-  virtual std::uint64_t packed_read() const = 0;  // bytes of the file whose requests were given, and in all (0: unknown)
+  virtual std::uint64_t packed_read()
+      const = 0;  // bytes of the file whose requests were given, and in all (0: unknown)
   virtual std::uint64_t packed_size() const = 0;
   std::uint32_t block_tokens() const { return block_tokens_; }
   std::uint64_t requests() const { return requests_; }

@@ -3,14 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <set>
 
 #include "core/base/file_out.h"
+#include "sim/apart.h"
 #include "sim/name_table.h"
 
 namespace firn::sim {
@@ -110,11 +108,9 @@ Result<TraceInfo> inspect_trace(const std::string& path, const TraceOptions& opt
 }
 
 Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions& options, const std::string& out) {
+  FIRN_TRY(check_apart({path}, {out}));
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, options));
-  std::optional<FileOut> file;  // none: stdout
-  if (out != "-") {
-    FIRN_ASSIGN(file, FileOut::create(out, Readers::kAnyone));
-  }
+  FIRN_ASSIGN(FileOut file, FileOut::create(out == "-" ? "/dev/stdout" : out, Readers::kAnyone));
   NameTable ids;  // numbers by first use, as Mooncake's files have them
   TraceRequest request;
   fmt::memory_buffer line;
@@ -136,15 +132,9 @@ Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions&
     if (request.session != 0)
       fmt::format_to(fmt::appender(line), ", \"session_id\": \"{:x}\", \"turn\": {}", request.session, request.turn);
     fmt::format_to(fmt::appender(line), "}}\n");
-    if (file)
-      FIRN_TRY(file->write(std::string_view(line.data(), line.size())));
-    else if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size())
-      return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
+    FIRN_TRY(file.write(std::string_view(line.data(), line.size())));
   }
-  if (file)
-    FIRN_TRY(file->finish());
-  else if (std::fflush(stdout) != 0)
-    return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
+  FIRN_TRY(file.finish());
   return reader->requests();
 }
 

@@ -33,7 +33,8 @@ struct TraceInfo {
 
 // Reads it once. Memory: 4 bytes a request for each length, and 24 a distinct block; reuse times are sampled.
 Result<TraceInfo> inspect_trace(const std::string& path, const TraceOptions& options);
-// Writes it as Mooncake lines: "csv" of Azure's lengths and Weka's sessions included. How many requests.
+// Writes it as Mooncake lines: "csv" of Azure's lengths and Weka's sessions included. How many requests. The output is
+// there whole or not at all, and is never the input.
 Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions& options, const std::string& out);
 
 }  // namespace firn::sim

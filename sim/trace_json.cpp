@@ -29,6 +29,25 @@ class JsonLinesReader final : public TraceReader {
     block_tokens_ = options.block_tokens;
     if (block_tokens_ == 0 && options.format == TraceFormat::kQwen) block_tokens_ = 16;
   }
+  // A run wants the size of blocks with its first request, and a line without ids does not say it: looks ahead, without
+  // taking anything.
+  Status look_ahead() {
+    constexpr std::size_t kFirst = std::size_t{256} << 10, kMost = std::size_t{8} << 20;
+    for (std::size_t wanted = kFirst; block_tokens_ == 0 && wanted <= kMost; wanted *= 4) {
+      FIRN_ASSIGN(const std::string_view head, lines_.peek(wanted));
+      TraceRequest request;
+      for (std::size_t at = 0; block_tokens_ == 0 && at < head.size();) {
+        const std::size_t end = head.find('\n', at);
+        if (end == std::string_view::npos && head.size() >= wanted) break;  // cut off here
+        parse(head.substr(at, end - at), request);
+        at = end == std::string_view::npos ? head.size() : end + 1;
+      }
+      if (head.size() < wanted) break;
+    }
+    sessions_.clear();
+    if (block_tokens_ == 0) block_tokens_ = 16;  // no names anywhere near: lengths alone
+    return {};
+  }
   TraceFormat format() const override { return options_.format; }
   std::uint64_t packed_read() const override { return lines_.packed_read(); }
   std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
@@ -159,7 +178,9 @@ class JsonLinesReader final : public TraceReader {
 
 Result<std::unique_ptr<TraceReader>> open_json_lines(const std::string& path, const TraceOptions& options,
                                                      LineSource lines) {
-  return std::unique_ptr<TraceReader>(new JsonLinesReader(path, options, std::move(lines)));
+  auto reader = std::make_unique<JsonLinesReader>(path, options, std::move(lines));
+  FIRN_TRY(reader->look_ahead());
+  return std::unique_ptr<TraceReader>(std::move(reader));
 }
 
 }  // namespace firn::sim

@@ -1,6 +1,6 @@
 // trace_names.h: names as traces write them. A name is a pattern of 64 bits, not a count: signed and unsigned numbers
-// and hex strings, with or without 0x, are the same patterns. A string of more than 16 hex digits, such as a SHA-256, is
-// a hash of its own digits: names only have to be told apart.
+// and hex strings, with or without 0x, are the same patterns. A string of more than 16 hex digits, such as a SHA-256,
+// is a hash of its own digits: names only have to be told apart.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,10 @@ constexpr bool parse_hex_name(std::string_view text, std::uint64_t& name) {
   constexpr std::size_t kDigits = 16;
   std::uint64_t sum = 0, hash = 0;
   for (const char c : text) {
-    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    const int digit = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                             : -1;
     if (digit < 0) return false;
     sum = sum << 4 | static_cast<std::uint64_t>(digit);
     hash = mix_name(hash ^ static_cast<std::uint64_t>(digit + 1));

@@ -48,7 +48,9 @@ class WekaReader final : public TraceReader {
   }
   TraceFormat format() const override { return TraceFormat::kWeka; }
   // Of what was read, the part whose requests were given out: those of sessions that overlap wait here.
-  std::uint64_t packed_read() const override { return part_of(lines_.packed_read(), requests(), requests() + waiting_.size()); }
+  std::uint64_t packed_read() const override {
+    return part_of(lines_.packed_read(), TraceReader::requests(), TraceReader::requests() + waiting_.size());
+  }
   std::uint64_t packed_size() const override { return lines_.source().packed_size(); }
 
  private:

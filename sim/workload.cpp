@@ -125,7 +125,7 @@ class WorkloadReader final : public TraceReader {
     if (kind.name == "rag") make_documents();
   }
   TraceFormat format() const override { return TraceFormat::kAuto; }
-  std::uint64_t packed_read() const override { return begun_; }
+  std::uint64_t packed_read() const override { return begun_ - running_.size(); }  // sessions that are over
   std::uint64_t packed_size() const override { return count_; }
 
  private:

@@ -2,9 +2,11 @@
 #include "sim/sweep.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
@@ -90,6 +92,59 @@ TEST(Sweep, KeepsNothingOfARunThatWasStopped) {
   EXPECT_FALSE(stopped.complete);
   EXPECT_EQ(run_sweep(points(), 1, state).value().lines, run_sweep(points(), 1, "").value().lines);
   std::filesystem::remove(state);
+}
+
+std::string bytes_of(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+// The disk is full while a result is kept: what was there stays, byte for byte, and the sweep says so.
+TEST(Sweep, AFullDiskLeavesTheStateAsItWas) {
+  const std::string state = temporary("firn_sweep_full_");
+  std::filesystem::remove(state);
+  const std::vector<SweepPoint> all = points();
+  ASSERT_TRUE(run_sweep({all[0], all[1]}, 1, state).ok());
+  const std::string before = bytes_of(state);
+  ASSERT_FALSE(before.empty());
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{before.size() + 100, before.size() + 100};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    _exit(run_sweep(all, 1, state).status().code() == Code::kIo ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  EXPECT_EQ(bytes_of(state), before);
+  EXPECT_EQ(run_sweep(all, 2, state).value().reused, 2u);
+  std::filesystem::remove(state);
+}
+
+TEST(Sweep, NeverWritesOverAFileThatItDidNotWrite) {
+  const std::string other = temporary("firn_sweep_other_");
+  for (const std::string& text : {std::string("{\"timestamp\": 0}\n"), std::string("a\tb\n"),
+                                  std::string("no end of a line"), bytes_of(slice(kTrace))}) {
+    std::ofstream(other, std::ios::binary) << text;
+    EXPECT_EQ(run_sweep(points(), 1, other).status().code(), Code::kInvalidArgument);
+    EXPECT_EQ(bytes_of(other), text);
+  }
+  std::filesystem::remove(other);
+}
+
+// How far all runs are together: it never goes back, and ends where everything is done.
+TEST(Sweep, ProgressIsOfTheWholeSweep) {
+  std::vector<double> shares;
+  run_sweep(points(), 1, "", [&shares](const Progress& progress) {
+    shares.push_back(static_cast<double>(progress.packed_read) / static_cast<double>(progress.packed_size));
+    return true;
+  }).value();
+  ASSERT_GT(shares.size(), 12u);
+  EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+  EXPECT_GT(shares.back(), 0.8) << "asked every few hundred steps";
+  EXPECT_LE(shares.back(), 1.0);
 }
 
 TEST(Sweep, NamesWhatCannotBe) {

@@ -233,8 +233,7 @@ TEST_F(TraceTest, WithoutOneGoodLineIsAnErrorInEveryFormat) {
   EXPECT_NE(failure(write("header.csv", "timestamp,input_length,output_length\n")).find("no request"),
             std::string::npos);
   EXPECT_NE(failure(write("empty", ""), {.format = TraceFormat::kMooncake}).find("no request"), std::string::npos);
-  EXPECT_NE(failure(write("azure", "TIMESTAMP,ContextTokens,GeneratedTokens\n")).find("no request"),
-            std::string::npos);
+  EXPECT_NE(failure(write("azure", "TIMESTAMP,ContextTokens,GeneratedTokens\n")).find("no request"), std::string::npos);
   EXPECT_NE(failure("workload:chat:sessions=0").find("no request"), std::string::npos);
   EXPECT_FALSE(inspect_trace(write("bad.jsonl", "{\"input_length\": 1}\n"), {}).ok());
 }
@@ -247,22 +246,25 @@ TEST_F(TraceTest, CountsFromTheFirstRequestInEveryFormat) {
   ASSERT_EQ(mooncake.size(), 2u);
   EXPECT_EQ(mooncake[0].time_ns, 0);
   EXPECT_EQ(mooncake[1].time_ns, 1'500'000'000);
-  const auto qwen = read(write("qwen", "{\"chat_id\": 1, \"timestamp\": 1700000000, \"input_length\": 5}\n"
-                                       "{\"chat_id\": 2, \"timestamp\": 1700000002, \"input_length\": 5}\n"));
+  const auto qwen = read(write("qwen",
+                               "{\"chat_id\": 1, \"timestamp\": 1700000000, \"input_length\": 5}\n"
+                               "{\"chat_id\": 2, \"timestamp\": 1700000002, \"input_length\": 5}\n"));
   ASSERT_EQ(qwen.size(), 2u);
   EXPECT_EQ(qwen[1].time_ns, 2'000'000'000);
   const auto csv = read(write("csv", "timestamp,input_length,output_length\n1700000000,5,1\n1700000003.5,5,1\n"));
   ASSERT_EQ(csv.size(), 2u);
   EXPECT_EQ(csv[1].time_ns, 3'500'000'000);
-  const auto weka = read(write("late.json",
-                               "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":500,\"in\":64,\"out\":1,"
-                               "\"hash_ids\":[1]},{\"t\":503,\"in\":64,\"out\":1,\"hash_ids\":[1]}]}"));
+  const auto weka =
+      read(write("late.json",
+                 "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":500,\"in\":64,\"out\":1,"
+                 "\"hash_ids\":[1]},{\"t\":503,\"in\":64,\"out\":1,\"hash_ids\":[1]}]}"));
   ASSERT_EQ(weka.size(), 2u);
   EXPECT_EQ(weka[0].time_ns, 0);
   EXPECT_EQ(weka[1].time_ns, 3'000'000'000);
-  const auto earlier = read(write("earlier", "{\"timestamp\": 50, \"input_length\": 5}\n"
-                                             "{\"timestamp\": 40, \"input_length\": 5}\n"
-                                             "{\"timestamp\": 51, \"input_length\": 5}\n"));
+  const auto earlier = read(write("earlier",
+                                  "{\"timestamp\": 50, \"input_length\": 5}\n"
+                                  "{\"timestamp\": 40, \"input_length\": 5}\n"
+                                  "{\"timestamp\": 51, \"input_length\": 5}\n"));
   ASSERT_EQ(earlier.size(), 3u);
   EXPECT_EQ(earlier[1].time_ns, 0) << "earlier than the first: simultaneous with it";
   EXPECT_EQ(earlier[2].time_ns, 1'000'000);
@@ -271,22 +273,23 @@ TEST_F(TraceTest, CountsFromTheFirstRequestInEveryFormat) {
 
 // Names are patterns of 64 bits, not counts: signed, unsigned and written as hex strings.
 TEST_F(TraceTest, NamesAreAnyPatternOf64Bits) {
-  const auto json = read(write("names.jsonl",
-                               "{\"timestamp\": 0, \"input_length\": 80, \"output_length\": 1, \"block_size\": 16, "
-                               "\"hash_ids\": [-1, 18446744073709551615, -9223372036854775808, 9223372036854775808, "
-                               "\"0xFFFFFFFFFFFFFFFF\"]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, "
-                               "\"hash_ids\": [0, \"00ab\", \"Ab\", 171]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 32, \"output_length\": 1, \"hash_ids\": "
-                               "[\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\", "
-                               "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a09\"]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
-                               "[18446744073709551616]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"block\"]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"\"]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [1.5]}\n"
-                               "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
-                               "[-9223372036854775809]}\n"));
+  const auto json =
+      read(write("names.jsonl",
+                 "{\"timestamp\": 0, \"input_length\": 80, \"output_length\": 1, \"block_size\": 16, "
+                 "\"hash_ids\": [-1, 18446744073709551615, -9223372036854775808, 9223372036854775808, "
+                 "\"0xFFFFFFFFFFFFFFFF\"]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, "
+                 "\"hash_ids\": [0, \"00ab\", \"Ab\", 171]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 32, \"output_length\": 1, \"hash_ids\": "
+                 "[\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\", "
+                 "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a09\"]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
+                 "[18446744073709551616]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"block\"]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [\"\"]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": [1.5]}\n"
+                 "{\"timestamp\": 0, \"input_length\": 16, \"output_length\": 1, \"hash_ids\": "
+                 "[-9223372036854775809]}\n"));
   ASSERT_EQ(json.size(), 3u);
   const std::uint64_t ones = ~std::uint64_t{0}, top = std::uint64_t{1} << 63;
   EXPECT_EQ(json[0].blocks, (std::vector<std::uint64_t>{ones, ones, top, top, ones}));
@@ -299,20 +302,22 @@ TEST_F(TraceTest, NamesAreAnyPatternOf64Bits) {
                         {.block_tokens = 16});
   ASSERT_EQ(csv.size(), 1u);
   EXPECT_EQ(csv[0].blocks, (std::vector<std::uint64_t>{ones, ones, 255, 255}));
-  const auto weka = read(write("names.json",
-                               "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":0,\"in\":192,\"out\":1,"
-                               "\"hash_ids\":[-1,18446744073709551615,\"0xffffffffffffffff\"]}]}"));
+  const auto weka =
+      read(write("names.json",
+                 "{\"block_size\":64,\"hash_id_scope\":\"local\",\"requests\":[{\"t\":0,\"in\":192,\"out\":1,"
+                 "\"hash_ids\":[-1,18446744073709551615,\"0xffffffffffffffff\"]}]}"));
   ASSERT_EQ(weka.size(), 1u);
   EXPECT_EQ(weka[0].blocks[0], weka[0].blocks[1]);
   EXPECT_EQ(weka[0].blocks[0], weka[0].blocks[2]);
-  const auto chats = read(write("chats",
-                                "{\"chat_id\": 18446744073709551615, \"parent_chat_id\": -1, \"timestamp\": 0, "
-                                "\"input_length\": 5}\n"
-                                "{\"chat_id\": \"c2\", \"parent_chat_id\": 18446744073709551615, \"timestamp\": 0, "
-                                "\"input_length\": 5}\n"
-                                "{\"chat_id\": \"c3\", \"parent_chat_id\": \"c2\", \"timestamp\": 0, "
-                                "\"input_length\": 5}\n"
-                                "{\"chat_id\": \"c4\", \"parent_chat_id\": null, \"timestamp\": 0, \"input_length\": 5}\n"));
+  const auto chats =
+      read(write("chats",
+                 "{\"chat_id\": 18446744073709551615, \"parent_chat_id\": -1, \"timestamp\": 0, "
+                 "\"input_length\": 5}\n"
+                 "{\"chat_id\": \"c2\", \"parent_chat_id\": 18446744073709551615, \"timestamp\": 0, "
+                 "\"input_length\": 5}\n"
+                 "{\"chat_id\": \"c3\", \"parent_chat_id\": \"c2\", \"timestamp\": 0, "
+                 "\"input_length\": 5}\n"
+                 "{\"chat_id\": \"c4\", \"parent_chat_id\": null, \"timestamp\": 0, \"input_length\": 5}\n"));
   ASSERT_EQ(chats.size(), 4u);
   EXPECT_EQ(chats[2].session, chats[0].session);
   EXPECT_NE(chats[3].session, chats[0].session);
@@ -330,7 +335,8 @@ TEST_F(TraceTest, NamesOfTheTraceNeverMeetNamesThatWeGive) {
   for (const std::uint64_t base : {std::uint64_t{1} << 63, std::uint64_t{1} << 62, ~std::uint64_t{0} - 3}) {
     std::string ids;
     for (std::uint64_t i = 0; i < 4; ++i) ids += (i == 0 ? "" : ", ") + std::to_string(base + i);
-    text += "{\"timestamp\": 1, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, \"hash_ids\": [" + ids + "]}\n";
+    text += "{\"timestamp\": 1, \"input_length\": 64, \"output_length\": 1, \"block_size\": 16, \"hash_ids\": [" + ids +
+            "]}\n";
   }
   const std::string path = write("meet", text);
   for (const char* policy : {"lru", "arc", "s3fifo", "sieve", "lfu"}) {
