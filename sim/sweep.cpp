@@ -39,7 +39,7 @@ class State {
       known_[line.substr(0, tab)] = line.substr(tab + 1);
     }
     if (in.bad()) return Status(Code::kIo, file + ": cannot be read");
-    return write();
+    return FileOut::create(file, Readers::kAnyone).status();  // a bad name is told before the first run
   }
   const std::string* find(const std::string& name) const {
     const auto it = known_.find(name);

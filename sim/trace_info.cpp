@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <set>
@@ -110,7 +113,10 @@ Result<TraceInfo> inspect_trace(const std::string& path, const TraceOptions& opt
 Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions& options, const std::string& out) {
   FIRN_TRY(check_apart({path}, {out}));
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, options));
-  FIRN_ASSIGN(FileOut file, FileOut::create(out == "-" ? "/dev/stdout" : out, Readers::kAnyone));
+  std::optional<FileOut> file;  // none: stdout
+  if (out != "-") {
+    FIRN_ASSIGN(file, FileOut::create(out, Readers::kAnyone));
+  }
   NameTable ids;  // numbers by first use, as Mooncake's files have them
   TraceRequest request;
   fmt::memory_buffer line;
@@ -118,9 +124,10 @@ Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions&
     FIRN_ASSIGN(const bool more, reader->next(request));
     if (!more) break;
     line.clear();
-    fmt::format_to(fmt::appender(line),
-                   "{{\"timestamp\": {}, \"input_length\": {}, \"output_length\": {}, \"hash_ids\": [",
-                   (request.time_ns + 500'000) / 1'000'000, request.input_tokens, request.output_tokens);
+    fmt::format_to(
+        fmt::appender(line),
+        "{{\"timestamp\": {}, \"input_length\": {}, \"output_length\": {}, \"block_size\": {}, \"hash_ids\": [",
+        (request.time_ns + 500'000) / 1'000'000, request.input_tokens, request.output_tokens, reader->block_tokens());
     const char* comma = "";
     for (const std::uint64_t name : request.blocks) {
       std::uint32_t id = ids.find(name);
@@ -132,9 +139,15 @@ Result<std::uint64_t> convert_trace(const std::string& path, const TraceOptions&
     if (request.session != 0)
       fmt::format_to(fmt::appender(line), ", \"session_id\": \"{:x}\", \"turn\": {}", request.session, request.turn);
     fmt::format_to(fmt::appender(line), "}}\n");
-    FIRN_TRY(file.write(std::string_view(line.data(), line.size())));
+    if (file)
+      FIRN_TRY(file->write(std::string_view(line.data(), line.size())));
+    else if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size())
+      return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
   }
-  FIRN_TRY(file.finish());
+  if (file)
+    FIRN_TRY(file->finish());
+  else if (std::fflush(stdout) != 0)
+    return Status(Code::kIo, fmt::format("stdout: {}", std::strerror(errno)));
   return reader->requests();
 }
 
