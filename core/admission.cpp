@@ -79,9 +79,9 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   }
   queue_cold(*seq, /*ending=*/true);
   if (waits) {
-    deferred_.push_back({seq->tables, seq->hot_first, fence, std::move(charge), false});
+    deferred_.push_back({seq->tables, seq->hot_first, fence, std::move(charge), false, seq->exact()});
   } else {
-    release_blocks(seq->tables, seq->hot_first);
+    release_blocks(seq->tables, seq->hot_first, seq->exact());
   }
   for (Table& table : seq->tables) {
     table.blocks.clear();  // its room stays reserved
@@ -111,7 +111,7 @@ Result<PrefixMatch> ManagerImpl::resume(SeqId id) {
                     .shared = namespaces_[seq->shared_space].chain,
                     .shared_blocks = seq->shared_blocks,
                     .share = true,  // its blocks there have their names already
-                    .min_fidelity = seq->exact ? Fidelity::kExact : Fidelity::kDerived,
+                    .min_fidelity = seq->min_fidelity,
                     .extras = seq->key_extras()};
   const Found found = find_prefix(seq->tokens, scope, /*all=*/true);
   seq->preempted = false;

@@ -83,7 +83,7 @@ bool ManagerImpl::lose_slot(BlockId id) {
   block.candidate = false;
   pool_->put_free_slot(pool_->unbind(id), /*at_head=*/false);
   if (block.frame != FrameId::kNone) {
-    if (lossy_ && frames_->frame(block.frame).codec == lossy_->id()) {
+    if (is_lossy(frames_->frame(block.frame))) {
       block.coded = true;
       block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
     }
@@ -116,7 +116,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   FIRN_TRY(take_replacement(next).with_context("replace_device: nothing has changed, and it may be tried again"));
 
   for (Deferred& deferred : std::exchange(deferred_, {})) {
-    release_blocks(deferred.tables, deferred.hot_first);
+    release_blocks(deferred.tables, deferred.hot_first, deferred.exact);
     small_sequences_ -= deferred.small ? 1 : 0;
   }
   give_back_device();

@@ -217,7 +217,8 @@ Status ManagerImpl::size_pool() {
                           Ghosts::metadata_bytes(ghost_count) + policies +
                           kSmallSequences * sequence_bytes(kSmallTokens) + 2 * config_.mover.queue * sizeof(Job) +
                           Verdicts::metadata_bytes() + EventLog::metadata_bytes(config_.events.capacity, block_count) +
-                          (config_.pool.zero_on_free ? slot_count * sizeof(std::uint32_t) : 0);
+                          (config_.pool.zero_on_free ? slot_count * sizeof(std::uint32_t) : 0) +
+                          (lossy_ ? block_count * sizeof(std::uint32_t) : 0);
   if (config_.retention.pin_budget_bytes == 0) config_.retention.pin_budget_bytes = budget / 4;
   // A state is whole or nothing.
   const bool partial_reuse =
@@ -250,6 +251,7 @@ Status ManagerImpl::size_pool() {
   retention_ = std::make_unique<Retention>(*ledger_);
   events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
   if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);
+  if (lossy_) exact_refs_.assign(block_count, 0);
   if (elastic_) chunks_.resize(most_slots / slots_per_chunk_);
   const auto take_elastic = [&] {
     for (std::uint32_t at = 0; at < slots / slots_per_chunk_; ++at) FIRN_TRY(take_chunk(at));

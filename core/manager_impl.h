@@ -58,14 +58,15 @@ struct HeldExtras {
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
-  std::vector<TokenId> tokens;     // committed
-  std::vector<Table> tables;       // one a page set, all of one length
-  std::uint32_t hot_first = 0;     // blocks from here on are in the recent window
-  std::uint32_t lost_from = ~0u;   // first block whose only copy did not decode, or went with the device
-  bool lost_device = false;        // the latter
-  std::uint32_t reserved = 0;      // slots kept for it that it has not taken yet
-  bool preempted = false;          // has its tokens and no blocks
-  bool exact = false;              // asked for exact context: nothing it holds becomes lossy while it lives
+  std::vector<TokenId> tokens;                 // committed
+  std::vector<Table> tables;                   // one a page set, all of one length
+  std::uint32_t hot_first = 0;                 // blocks from here on are in the recent window
+  std::uint32_t lost_from = ~0u;               // first block whose only copy did not decode, or went with the device
+  bool lost_device = false;                    // the latter
+  std::uint32_t reserved = 0;                  // slots kept for it that it has not taken yet
+  bool preempted = false;                      // has its tokens and no blocks
+  Fidelity min_fidelity = Fidelity::kDerived;  // kExact: nothing it holds becomes lossy while it lives
+  bool exact() const { return min_fidelity == Fidelity::kExact; }
   bool small = false;              // has the room of kSmallTokens, which was charged when the manager was made
   Key last_key;                    // of the last full block
   std::uint16_t shared_space = 0;  // of its first shared_blocks blocks
@@ -241,8 +242,12 @@ class ManagerImpl final : public Manager {
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
   Key last_key(const Sequence& seq) const;
   Status reach_back(Sequence& seq, std::uint32_t n);
-  bool attends_lossy(const Sequence& seq, std::uint32_t blocks) const;  // any of its first blocks is not exact
-  bool held_exact(BlockId id) const;  // some live sequence that asked for exact context has it
+  bool attends_lossy(const Sequence& seq) const;  // any block of its committed tokens is not exact
+  // Some sequence that asked for exact context holds it.
+  bool held_exact(BlockId id) const { return lossy_ && exact_refs_[index(id)] != 0; }
+  // Its bytes may go through the lossy codec: nobody holds it as exact, and it has not been through one.
+  bool may_be_coded(BlockId id) const { return lossy_ && !pool_->block(id).coded && !held_exact(id); }
+  bool is_lossy(const Frame& frame) const { return lossy_ && frame.codec == lossy_->id(); }
   // Strict mode with a lossy codec: whatever commit has made lossy is lossy before anybody looks.
   bool strict_lossy() const { return lossy_ && config_.mode == "strict"; }
   Status settle_lossy(Lock& lock);  // lets go of the lock
@@ -293,12 +298,13 @@ class ManagerImpl final : public Manager {
   void free_retired();
   std::uint32_t chunk_of(SlotId slot) const { return (index(slot) - 1) / slots_per_chunk_; }
   Result<BlockId> make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position);
-  void add_ref(BlockId id, bool hot);
-  void release(BlockId id, bool hot, bool forget);  // one reference; forget: nobody shall match it again
-  bool must_copy(BlockId id) const;                 // writing into it would be seen by somebody else
+  // exact: for a sequence that asked for exact context, whose bytes come from no lossy frame.
+  void add_ref(BlockId id, bool hot, bool exact);
+  void release(BlockId id, bool hot, bool exact, bool forget);  // forget: nobody shall match it again
+  bool must_copy(BlockId id) const;                             // writing into it would be seen by somebody else
   Status copy_block(BlockId from, BlockId to, std::uint32_t tokens);
   void run_deferred();
-  void release_blocks(std::span<const Table> tables, std::uint32_t first_hot);
+  void release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact);
 
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
@@ -400,7 +406,7 @@ class ManagerImpl final : public Manager {
   // Something is under way after which more slots may be available.
   bool may_free_slots() const { return moving() || !deferred_.empty(); }
   bool run_one(Lock& lock, bool background);  // lets go of the lock; false: nothing queued
-  void run_store(Lock& lock, const Job& job, bool background);
+  void run_store(Lock& lock, const Job& queued, bool background);
   void run_load(Lock& lock, const Job& job);
   Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes, std::uint16_t name_space);
   void finish(Ticket ticket);
@@ -493,10 +499,11 @@ class ManagerImpl final : public Manager {
   std::uint32_t max_rows_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 
-  std::unique_ptr<Codec> codec_;     // exact: of windows, sinks, and all where no lossy codec was asked for
-  std::unique_ptr<Codec> lossy_;     // null: everything is exact
-  std::uint32_t lossy_pending_ = 0;  // store jobs by it that wait or run
-  std::unique_ptr<HostTier> host_;   // null: no host tier
+  std::unique_ptr<Codec> codec_;           // exact: of windows, sinks, and all where no lossy codec was asked for
+  std::unique_ptr<Codec> lossy_;           // null: everything is exact
+  std::uint32_t lossy_pending_ = 0;        // store jobs by it that wait or run
+  std::vector<std::uint32_t> exact_refs_;  // by block, references of sequences that asked for exact; empty: no lossy_
+  std::unique_ptr<HostTier> host_;         // null: no host tier
 
   mutable std::mutex mutex_;
   mutable std::condition_variable moved_;
@@ -528,6 +535,7 @@ class ManagerImpl final : public Manager {
     Fence fence;
     Ledger::Charge charge;
     bool small = false;  // of a small sequence
+    bool exact = false;  // of one that asked for exact context
   };
   std::deque<Deferred> deferred_;
   std::uint32_t reserved_slots_ = 0;                     // of all sequences

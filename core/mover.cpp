@@ -31,7 +31,7 @@ FrameLabel ManagerImpl::label_of(const Frame& frame) const {
 
 std::uint32_t ManagerImpl::pressable(const Sequence& seq, const Table& table) const {
   const std::uint32_t cold = std::min(seq.hot_first, seq.committed_blocks());
-  return strict_lossy() && !seq.exact ? std::min(cold, table.store_next) : cold;
+  return strict_lossy() && !seq.exact() ? std::min(cold, table.store_next) : cold;
 }
 
 // Queues what has gone cold and has no copy yet. While the sequence lives, only whole groups: frames of eight blocks
@@ -52,9 +52,7 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
   std::uint32_t i = std::max(table.first_held, ending ? 0 : table.store_next);
   std::uint32_t queued_to = i;  // everything before it is queued, or needs no storing
   // What a live sequence has computed, nobody holds as exact, and no lossy codec has seen.
-  const auto lossy = [&](const Block& block, BlockId id) {
-    return lossy_ && !ending && !seq.exact && !block.coded && !held_exact(id);
-  };
+  const auto lossy = [&](BlockId id) { return !ending && !seq.exact() && may_be_coded(id); };
   bool lossy_piece = false;
   const auto flush = [&] {
     if (!piece.empty() && !queue_piece(piece, lossy_piece)) return false;
@@ -75,13 +73,13 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
     const bool wanted = block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone &&
                         !block.store_queued && others_hot == 0;
     // A frame never crosses a group or a known branch, which shows as a change in who shares the block.
-    const bool cut = !piece.empty() &&
-                     (block.name_space != pool_->block(piece.back()).name_space ||
-                      group_of(i, sinks) != group_of(i - 1, sinks) || block.refs != pool_->block(piece.back()).refs ||
-                      piece.size() == kMaxExtentBlocks || lossy(block, id) != lossy_piece);
+    const bool cut =
+        !piece.empty() &&
+        (block.name_space != pool_->block(piece.back()).name_space || group_of(i, sinks) != group_of(i - 1, sinks) ||
+         block.refs != pool_->block(piece.back()).refs || piece.size() == kMaxExtentBlocks || lossy(id) != lossy_piece);
     if (cut || !wanted) room = flush();
     if (room && wanted) {
-      lossy_piece = lossy(block, id);
+      lossy_piece = lossy(id);
       piece.push_back(id);
     }
   }
@@ -104,8 +102,9 @@ void ManagerImpl::press_cold() {
 void ManagerImpl::press_cold(const Sequence& seq, const Table& table) {
   const std::uint32_t limit = pressable(seq, table);
   std::vector<BlockId> piece;
+  const auto lossy = [&](BlockId id) { return !strict_lossy() && !seq.exact() && may_be_coded(id); };
   const auto flush = [&] {
-    if (!piece.empty()) queue_piece(piece, lossy_ && !strict_lossy() && !seq.exact && !held_exact(piece.front()));
+    if (!piece.empty()) queue_piece(piece, lossy(piece.front()));
     piece.clear();
   };
   for (std::uint32_t i = std::max(sink_blocks(), table.first_held); i < limit; ++i) {
@@ -118,7 +117,8 @@ void ManagerImpl::press_cold(const Sequence& seq, const Table& table) {
                         !block.store_queued && block.hot_refs == 0;
     if (!piece.empty() &&
         (!wanted || block.name_space != pool_->block(piece.back()).name_space ||
-         group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) || block.refs != pool_->block(piece.back()).refs))
+         group_of(i, sink_blocks()) != group_of(i - 1, sink_blocks()) ||
+         block.refs != pool_->block(piece.back()).refs || lossy(table.blocks[i]) != lossy(piece.back())))
       flush();
     if (wanted) piece.push_back(table.blocks[i]);
   }
@@ -330,7 +330,8 @@ Result<MemoryTier::Reservation> ManagerImpl::reserve_frame(Lock& lock, std::size
   }
 }
 
-void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
+void ManagerImpl::run_store(Lock& lock, const Job& queued, bool background) {
+  Job job = queued;
   // What is still there of the extent, from its start: blocks may have been evicted or dropped since they were queued.
   std::array<BlockId, kMaxExtentBlocks> ids{};
   std::uint8_t count = 0;
@@ -345,6 +346,8 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     whole = whole && block.full() && block.slot != SlotId::kNone && block.frame == FrameId::kNone;
     if (whole) ids[count++] = job.blocks[i].id;
   }
+  // Since it was queued somebody may have asked for exact context, or another copy have come back lossy.
+  for (std::uint8_t i = 0; i < count; ++i) job.lossy = job.lossy && may_be_coded(ids[i]);
   // Frames of these did not decode, more than once: see verdicts.h. A lossy one has to be made all the same.
   for (std::uint8_t i = 0; i < count && !job.lossy; ++i)
     if (verdicts_.stands(pool_->block(ids[i]).key, clock_())) {
@@ -399,20 +402,23 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     if (status.ok()) status = host_->publish(std::move(*reservation), key, stored.bytes);
   }
 
-  bool all_full = true;
+  bool all_full = true, wanted = false;
+  const auto takes = [&](BlockId id) { return stored.codec == codec_.get() || stored.replaced || !held_exact(id); };
   for (std::uint8_t i = 0; i < count; ++i) {
     Block& block = pool_->block(ids[i]);
     --block.in_flight;
     block.store_queued = false;
+    wanted = wanted || takes(ids[i]);
     if (stored.replaced) {
       block.coded = true;
       block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
     }
     all_full = all_full && block.full();
   }
-  if (status.ok() && !all_full) {  // rewound while it was being written: nobody may find these bytes
+  // Rewound while it was being written: nobody may find these bytes. Or all of it was asked for as exact meanwhile.
+  if (status.ok() && (!all_full || !wanted)) {
     erase_frame_bytes(key);
-    status = Status(Code::kUnavailable, "rewound");
+    status = Status(Code::kUnavailable, "not wanted any more");
   }
   if (status.ok()) {
     const FrameId id = frames_->make();
@@ -429,7 +435,8 @@ void ManagerImpl::run_store(Lock& lock, const Job& job, bool background) {
     namespaces_[name_space].host_bytes += stored.bytes;
     for (std::uint8_t i = 0; i < count; ++i) {
       Block& block = pool_->block(ids[i]);
-      frame.blocks[i] = ids[i];
+      frame.blocks[i] = takes(ids[i]) ? ids[i] : BlockId::kNone;
+      if (frame.blocks[i] == BlockId::kNone) continue;
       block.frame = id;
       block.frame_index = i;
       note_tiers(ids[i]);

@@ -77,7 +77,7 @@ SlotId ManagerImpl::evict(BlockId id) {
   if (block.frame != FrameId::kNone) {
     ++counters_.evictions_with_copy;
     // What comes back is what the frame says (in strict mode it was that already).
-    if (lossy_ && frames_->frame(block.frame).codec == lossy_->id()) {
+    if (is_lossy(frames_->frame(block.frame))) {
       block.coded = true;
       block.fidelity = std::max(block.fidelity, Fidelity::kLossy);
     }

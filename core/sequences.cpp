@@ -95,16 +95,21 @@ std::uint32_t ManagerImpl::hot_first(std::uint64_t tokens) const {
   return static_cast<std::uint32_t>((tokens - std::min<std::uint64_t>(tokens, config_.protect.recent)) / kBlockTokens);
 }
 
-void ManagerImpl::add_ref(BlockId id, bool hot) {
+void ManagerImpl::add_ref(BlockId id, bool hot, bool exact) {
   Block& block = pool_->block(id);
+  // In opportunistic mode a resident block may be exact and its frame is not: nothing is to come back from there.
+  if (lossy_ && exact && exact_refs_[index(id)]++ == 0 && block.frame != FrameId::kNone &&
+      is_lossy(frames_->frame(block.frame)))
+    detach_frame(id);
   if (hot) ++block.hot_refs;
   if (++block.refs == 1) note_live(id, true);
   update_candidate(id);
 }
 
-void ManagerImpl::release(BlockId id, bool hot, bool forget) {
+void ManagerImpl::release(BlockId id, bool hot, bool exact, bool forget) {
   Block& block = pool_->block(id);
   FIRN_CHECK(block.refs > 0 && (!hot || block.hot_refs > 0));
+  if (lossy_ && exact) --exact_refs_[index(id)];
   if (hot) --block.hot_refs;
   if (--block.refs != 0) {
     update_candidate(id);
@@ -162,7 +167,7 @@ void ManagerImpl::slide_out(Sequence& seq) {
         std::min(first_needed(layout_.sets[s], seq.tokens.size()), static_cast<std::uint32_t>(table.blocks.size()));
     for (; table.first_held < needed; ++table.first_held) {
       const BlockId id = std::exchange(table.blocks[table.first_held], BlockId::kNone);
-      if (id != BlockId::kNone) release(id, is_hot(seq, table.first_held), /*forget=*/false);
+      if (id != BlockId::kNone) release(id, is_hot(seq, table.first_held), seq.exact(), /*forget=*/false);
     }
   }
 }
@@ -403,17 +408,10 @@ void ManagerImpl::recompute_tail(Found& found) const {
   }
 }
 
-bool ManagerImpl::attends_lossy(const Sequence& seq, std::uint32_t blocks) const {
+bool ManagerImpl::attends_lossy(const Sequence& seq) const {
   if (!lossy_) return false;
-  for (std::uint32_t i = 0; i < blocks; ++i)
+  for (std::uint32_t i = 0; i < blocks_for(seq.tokens.size()); ++i)
     if (pool_->block(seq.tables[0].blocks[i]).fidelity != Fidelity::kExact) return true;
-  return false;
-}
-
-bool ManagerImpl::held_exact(BlockId id) const {
-  const std::uint32_t position = pool_->block(id).position;
-  for (const auto& [number, seq] : sequences_)
-    if (seq->exact && position < seq->block_count() && seq->tables[0].blocks[position] == id) return true;
   return false;
 }
 
@@ -440,7 +438,8 @@ void ManagerImpl::hold(Sequence& seq, const Found& found) {
     table.first_held = first_needed(layout_.sets[s], std::uint64_t{found.block_count()} * kBlockTokens);
     // A sequence presses what it has computed; what it was given stays as it is, whether it has a copy yet or not.
     if (lossy_) table.store_next = std::max(table.store_next, found.block_count());
-    for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i) add_ref(table.blocks[i], is_hot(seq, i));
+    for (std::uint32_t i = table.first_held; i < table.blocks.size(); ++i)
+      add_ref(table.blocks[i], is_hot(seq, i), seq.exact());
   }
   seq.last_key = last_key(seq);
   if (!found.partial.empty()) slide_out(seq);
@@ -491,7 +490,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
     reserved_slots_ += seq->reserved;
   }
   seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
-  seq->exact = options.min_fidelity == Fidelity::kExact;
+  seq->min_fidelity = options.min_fidelity;
   hold(*seq, found);
   announce_misses(*seq, tokens);
   seq->prompt_tokens = static_cast<std::uint32_t>(tokens.size());
@@ -760,12 +759,14 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
       for (std::vector<BlockId>& blocks = seq->tables[s].blocks; blocks.size() > had;) {
         const BlockId last = blocks.back();
         blocks.pop_back();
-        if (last != BlockId::kNone) release(last, /*hot=*/true, /*forget=*/true);
+        if (last != BlockId::kNone) release(last, /*hot=*/true, seq->exact(), /*forget=*/true);
       }
-    for (BlockId* entry : filled) release(std::exchange(*entry, BlockId::kNone), /*hot=*/true, /*forget=*/true);
+    for (BlockId* entry : filled)
+      release(std::exchange(*entry, BlockId::kNone), /*hot=*/true, seq->exact(), /*forget=*/true);
     for (std::size_t s = 0; s < copied.size(); ++s)
       if (copied[s] != BlockId::kNone)
-        release(std::exchange(seq->tables[s].blocks[tail], copied[s]), is_hot(*seq, tail), /*forget=*/true);
+        release(std::exchange(seq->tables[s].blocks[tail], copied[s]), is_hot(*seq, tail), seq->exact(),
+                /*forget=*/true);
     return status;
   };
   if (need.copies != 0) copied.resize(seq->tables.size(), BlockId::kNone);
@@ -778,9 +779,12 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
                                      : static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
     const Result<BlockId> to = make_block(*seq, PageSetId{s}, tail);
     if (!to.ok()) return undo(to.status());
-    add_ref(*to, is_hot(*seq, tail));
+    add_ref(*to, is_hot(*seq, tail), seq->exact());
+    // A copy is as exact as what it was copied from, and so is the block that it becomes a part of.
+    pool_->block(*to).fidelity = pool_->block(from).fidelity;
+    pool_->block(*to).coded = pool_->block(from).coded;
     if (const Status status = copy_block(from, *to, tokens); !status.ok()) {
-      release(*to, is_hot(*seq, tail), /*forget=*/true);
+      release(*to, is_hot(*seq, tail), seq->exact(), /*forget=*/true);
       return undo(status);
     }
     orders.push_back({pool_->block(from).slot, pool_->block(*to).slot, tokens, PageSetId{s}});
@@ -798,7 +802,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
       }
       const Result<BlockId> made = make_block(*seq, PageSetId{s}, i);
       if (!made.ok()) return undo(made.status());
-      add_ref(*made, /*hot=*/true);  // it is behind the committed tokens
+      add_ref(*made, /*hot=*/true, seq->exact());  // it is behind the committed tokens
       if (hole) {
         table.blocks[i] = *made;
         filled.push_back(&table.blocks[i]);
@@ -810,7 +814,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   for (const BlockId block : copied) {
     if (block == BlockId::kNone) continue;
     ++counters_.copy_on_writes;
-    release(block, is_hot(*seq, tail), /*forget=*/false);
+    release(block, is_hot(*seq, tail), seq->exact(), /*forget=*/false);
   }
   take_reserved(*seq, need.slots());
   return orders;
@@ -845,8 +849,8 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
                               seq->tokens.size(), std::uint64_t{seq->block_count()} * kBlockTokens));
   const std::uint32_t first = seq->committed_blocks();
   FIRN_TRY(check_commit(*seq, total));
+  const bool derived = !tokens.empty() && attends_lossy(*seq);
   seq->tokens.insert(seq->tokens.end(), tokens.begin(), tokens.end());
-  const bool derived = attends_lossy(*seq, first);
   Key key = seq->last_key;
   for (std::uint32_t i = first; i < seq->committed_blocks(); ++i) {
     const Key before = key;
@@ -869,6 +873,8 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
       note_named(table.blocks[i], before);
     }
   }
+  if (derived && total % kBlockTokens != 0)
+    pool_->block(seq->tables[0].blocks[seq->committed_blocks()]).fidelity = Fidelity::kDerived;
   seq->last_key = key;
   apply_retention(*seq, first, seq->committed_blocks()).ok();  // without memory for it they have none: counted
   move_window(*seq);
@@ -904,7 +910,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   child->hot_first = std::min(parent->hot_first, shared);
   child->lost_from = parent->lost_from;
   child->lost_device = parent->lost_device;
-  child->exact = parent->exact;
+  child->min_fidelity = parent->min_fidelity;
   child->extras = parent->extras;
   child->last_key = parent->last_key;
   for (std::size_t s = 0; s < child->tables.size(); ++s) {
@@ -914,7 +920,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
     table.store_next = from.store_next;
     table.first_held = std::min(from.first_held, shared);
     for (std::uint32_t i = table.first_held; i < shared; ++i)
-      if (table.blocks[i] != BlockId::kNone) add_ref(table.blocks[i], is_hot(*child, i));
+      if (table.blocks[i] != BlockId::kNone) add_ref(table.blocks[i], is_hot(*child, i), child->exact());
   }
   return child->id;
 }
@@ -926,6 +932,11 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
   if (n > seq->tokens.size())
     return Status(Code::kInvalidArgument,
                   fmt::format("rewind: sequence {} has {} tokens, not {}", index(id), seq->tokens.size(), n));
+  if (strict_lossy()) {  // what commit has made lossy stays that: none of it is to be kept raw by being quick
+    FIRN_TRY(settle_lossy(lock).with_context("rewind"));
+    FIRN_ASSIGN(seq, get_sequence(id, "rewind"));  // settling lets go of the lock
+    if (n > seq->tokens.size()) return Status(Code::kInvalidArgument, "rewind: another thread has rewound it further");
+  }
   const std::uint32_t keep = blocks_for(n);
   if (keep > seq->lost_from)
     return Status(Code::kInvalidArgument, fmt::format("rewind: only the first {} tokens are left",
@@ -937,7 +948,7 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
       const BlockId dropped = blocks.back();
       const bool hot = is_hot(*seq, last);
       blocks.pop_back();
-      if (dropped != BlockId::kNone) release(dropped, hot, /*forget=*/true);
+      if (dropped != BlockId::kNone) release(dropped, hot, seq->exact(), /*forget=*/true);
     }
   seq->hot_first = std::min(seq->hot_first, keep);
   seq->tokens.resize(n);
@@ -992,8 +1003,7 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
       if (table.blocks[i] != BlockId::kNone) continue;
       if (keys.empty()) keys = sequence_keys(seq, seq.committed_blocks());
       bool any = false;
-      const Fidelity least = seq.exact ? Fidelity::kExact : Fidelity::kDerived;
-      const BlockId id = i < keys.size() ? best_block(keys[i], PageSetId{s}, least, any) : BlockId::kNone;
+      const BlockId id = i < keys.size() ? best_block(keys[i], PageSetId{s}, seq.min_fidelity, any) : BlockId::kNone;
       if (id == BlockId::kNone)
         return Status(
             Code::kUnavailable,
@@ -1005,18 +1015,18 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
   }
   for (const Back& one : back) {
     *one.entry = one.id;
-    add_ref(one.id, is_hot(seq, one.at));
+    add_ref(one.id, is_hot(seq, one.at), seq.exact());
   }
   for (std::size_t s = 0; s < seq.tables.size(); ++s)
     seq.tables[s].first_held = std::min(seq.tables[s].first_held, first_needed(layout_.sets[s], n));
   return {};
 }
 
-void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot) {
+void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact) {
   for (std::size_t i = tables[0].blocks.size(); i-- > 0;)  // the tail first, so that a prefix outlives its suffix
     for (std::size_t s = tables.size(); s-- > 0;)
       if (tables[s].blocks[i] != BlockId::kNone)
-        release(tables[s].blocks[i], i < sink_blocks() || i >= first_hot, /*forget=*/false);
+        release(tables[s].blocks[i], i < sink_blocks() || i >= first_hot, exact, /*forget=*/false);
 }
 
 Status ManagerImpl::free(SeqId id, const Fence& fence) {
@@ -1028,10 +1038,11 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
   if (fence.kind != Fence::Kind::kNone && !fence_passed(fence)) {
-    deferred_.push_back({std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge), seq->small});
+    deferred_.push_back(
+        {std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge), seq->small, seq->exact()});
     seq->small = false;
   } else {
-    release_blocks(seq->tables, seq->hot_first);
+    release_blocks(seq->tables, seq->hot_first, seq->exact());
   }
   drop_sequence(*seq);
   reap_namespaces();
@@ -1067,7 +1078,7 @@ void ManagerImpl::run_deferred() {
       ++i;
       continue;
     }
-    release_blocks(deferred_[i].tables, deferred_[i].hot_first);
+    release_blocks(deferred_[i].tables, deferred_[i].hot_first, deferred_[i].exact);
     small_sequences_ -= deferred_[i].small ? 1 : 0;
     deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   }

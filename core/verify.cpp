@@ -11,7 +11,7 @@ namespace {
 
 // What holders say about each block, counted anew.
 struct Counted {
-  std::uint32_t refs = 0, hot_refs = 0;
+  std::uint32_t refs = 0, hot_refs = 0, exact_refs = 0;
 };
 
 }  // namespace
@@ -25,7 +25,7 @@ Violations ManagerImpl::verify() const {
 
   // Holders: live sequences, and freed ones whose fence has not passed.
   std::vector<Counted> counted(pool_->block_capacity());
-  const auto count = [&](std::span<const Table> tables, std::uint32_t first_hot) {
+  const auto count = [&](std::span<const Table> tables, std::uint32_t first_hot, bool exact) {
     for (std::uint8_t s = 0; s < tables.size(); ++s)
       for (std::uint32_t i = 0; i < tables[s].blocks.size(); ++i) {
         const BlockId id = tables[s].blocks[i];
@@ -38,13 +38,14 @@ Violations ManagerImpl::verify() const {
           fail("block {}: of page set {}, in a table of page set {}", index(id), index(pool_->block(id).page_set), s);
         if (i < tables[s].first_held) fail("block {}: held behind the window", index(id));
         ++counted[index(id)].refs;
+        counted[index(id)].exact_refs += exact;
         counted[index(id)].hot_refs += i < sink_blocks() || i >= first_hot;
       }
   };
   std::uint64_t sequence_bytes = 0, reserved = 0;
   std::set<const HeldExtras*> seen_extras;
   for (const auto& [number, seq] : sequences_) {
-    count(seq->tables, seq->hot_first);
+    count(seq->tables, seq->hot_first, seq->exact());
     sequence_bytes += seq->charge.bytes() + seq->ranges_charge.bytes();
     reserved += seq->reserved;
     if (seq->extras && seen_extras.insert(seq->extras.get()).second) sequence_bytes += seq->extras->charge.bytes();
@@ -52,6 +53,14 @@ Violations ManagerImpl::verify() const {
       if (seq->block_count() != 0) fail("sequence {}: preempted, and holds {} blocks", number, seq->block_count());
       continue;
     }
+    if (lossy_ && seq->exact())
+      for (const BlockId id : seq->tables[0].blocks) {
+        if (index(id) >= pool_->block_capacity()) continue;
+        const Block& block = pool_->block(id);
+        if (block.fidelity != Fidelity::kExact || block.coded)
+          fail("block {}: {}, and held by sequence {}, which asked for exact context", index(id),
+               to_string(block.fidelity), number);
+      }
     const std::uint32_t wanted = std::min(hot_first(seq->tokens.size()), seq->block_count());
     if (seq->hot_first != wanted)
       fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
@@ -88,7 +97,7 @@ Violations ManagerImpl::verify() const {
     if (seq->last_key != key) fail("sequence {}: remembers another last key than its tokens have", number);
   }
   for (const Deferred& deferred : deferred_) {
-    count(deferred.tables, deferred.hot_first);
+    count(deferred.tables, deferred.hot_first, deferred.exact);
     sequence_bytes += deferred.charge.bytes();
   }
 
@@ -104,6 +113,9 @@ Violations ManagerImpl::verify() const {
     candidates += block.candidate;
     keyed += block.full();
     if (block.refs != counted[i].refs) fail("block {}: refs {}, holders {}", i, block.refs, counted[i].refs);
+    if (lossy_ && exact_refs_[i] != counted[i].exact_refs)
+      fail("block {}: exact_refs {}, holders that asked for exact context {}", i, exact_refs_[i],
+           counted[i].exact_refs);
     if (block.hot_refs != counted[i].hot_refs)
       fail("block {}: hot_refs {}, in the windows of {}", i, block.hot_refs, counted[i].hot_refs);
     if (block.slot != SlotId::kNone &&
@@ -115,6 +127,10 @@ Violations ManagerImpl::verify() const {
       while (other != BlockId::kNone && other != BlockId{i}) other = pool_->block(other).next_duplicate;
       if (other == BlockId::kNone) fail("block {}: its key is not in the index", i);
     }
+    if (block.coded && block.fidelity == Fidelity::kExact)
+      fail("block {}: has been through the lossy codec, and is called exact", i);
+    if (held_exact(BlockId{i}) && block.frame != FrameId::kNone && is_lossy(frames_->frame(block.frame)))
+      fail("block {}: held as exact, and frame {} is lossy", i, index(block.frame));
     if (block.frame != FrameId::kNone) {
       if (index(block.frame) >= frames_->capacity() || !frames_->frame(block.frame).in_use ||
           frames_->frame(block.frame).blocks[block.frame_index] != BlockId{i})

@@ -245,6 +245,85 @@ TEST(Fidelity, OpportunisticLeavesResidentsRaw) {
   EXPECT_EQ(broken(*roomy), "");
 }
 
+// What a coded block leaves behind when a sequence goes back into it is as lossy as it was, in whatever block it is.
+TEST(Fidelity, GoingBackIntoACodedBlockMakesNothingExact) {
+  for (const char* mode : {"strict", "opportunistic"}) {
+    SCOPED_TRACE(mode);
+    const Tokens tokens = distinct(600, 50'000);
+    const auto manager = make_manager(config_of({.pool_blocks = 40, .mode = mode}), model_of_tests());
+    ASSERT_TRUE(manager);
+    const SeqId seq = begin(*manager, tokens);
+    run(*manager, seq, tokens, 0);
+    ASSERT_OK(manager->wait_idle());
+    if (manager->config().mode == "opportunistic") {  // the blocks leave their slots and come back
+      const SeqId other = begin(*manager, distinct(300, 90'000));
+      run(*manager, other, distinct(300, 90'000), 0);
+      ASSERT_OK(manager->free(other));
+      ASSERT_OK(manager->wait_idle());
+      ASSERT_TRUE(manager->empty_pool(0x5a).ok());
+    }
+    // 24 tokens: sixteen exact sinks, then half of the first block that went through the codec.
+    ASSERT_OK(manager->rewind(seq, 24));
+    const Tokens other = joined(first_of(tokens, 24), distinct(41, 60'000));
+    run(*manager, seq, other, 24);
+    EXPECT_EQ(manager->match_prefix(other, {}, Fidelity::kExact).tokens, kBlockTokens);
+    EXPECT_EQ(manager->match_prefix(other, {}, Fidelity::kLossy).tokens, kBlockTokens) << "the rest is derived";
+    ASSERT_OK(manager->free(seq));
+    ASSERT_OK(manager->wait_idle());
+    EXPECT_EQ(manager->match_prefix(other, {}, Fidelity::kExact).tokens, kBlockTokens);
+    EXPECT_EQ(manager->match_prefix(other).tokens, kBlockTokens) << "protect.tail: its window is lossy";
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
+// Of a live sequence that asked for exact context, no bytes become lossy: not those that are cold, whoever else has
+// stored them by a lossy codec, and whether before it began, while it was being done, or later.
+TEST(Fidelity, WhatAnExactSequenceHoldsComesBackExact) {
+  const Tokens tokens = distinct(600, 30'000), others = distinct(500, 70'000);
+  const auto exact = make_manager(config_of({.codec = "lossless"}), model_of_tests());
+  ASSERT_TRUE(exact);
+  const SeqId flat = begin(*exact, tokens);
+  run(*exact, flat, tokens, 0);
+  const Result<Outputs> expected = ToyEngine(*exact, kQueryHeads).attend(flat, tokens, 599, 1);
+  ASSERT_TRUE(expected.ok());
+  for (const char* when : {"stored before", "stored after", "stored between", "forked", "resumed"}) {
+    SCOPED_TRACE(when);
+    Config config = config_of({.pool_blocks = 60, .mode = "opportunistic"});
+    const auto manager = make_manager(config, model_of_tests());
+    ASSERT_TRUE(manager);
+    const SeqId first = begin(*manager, tokens);
+    run(*manager, first, tokens, 0);
+    const bool before = std::string(when) != "stored after";
+    if (before) manager->pump(std::string(when) == "stored between" ? 1 : 100);
+    SeqId asked = begin(*manager, tokens, Fidelity::kExact);
+    EXPECT_EQ(manager->token_count(asked), 592u);
+    if (std::string(when) == "forked") {
+      const Result<SeqId> child = manager->fork(asked);
+      ASSERT_TRUE(child.ok());
+      ASSERT_OK(manager->free(asked));
+      asked = *child;
+    } else if (std::string(when) == "resumed") {
+      ASSERT_OK(manager->preempt(asked));
+      ASSERT_TRUE(manager->resume(asked).ok());
+    }
+    run(*manager, asked, tokens, 592);
+    manager->pump();
+    // Whoever needs room takes what is cold.
+    const SeqId greedy = begin(*manager, others);
+    run(*manager, greedy, others, 0);
+    EXPECT_GT(manager->stats().evictions, 0u);
+    ASSERT_OK(manager->free(first));
+    ASSERT_OK(manager->free(greedy));
+    ASSERT_OK(manager->wait_idle());
+    ASSERT_TRUE(manager->empty_pool(0x5a).ok());
+    const Result<Outputs> now = ToyEngine(*manager, kQueryHeads).attend(asked, tokens, 599, 1);
+    ASSERT_TRUE(now.ok()) << now.status().message();
+    EXPECT_TRUE(*now == *expected);
+    EXPECT_EQ(manager->match_prefix(tokens, {}, Fidelity::kExact).tokens, 592u);
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
 TEST(Lossy, WithoutEvidenceIsRefused) {
   for (const char* codec : {"q8", "q4"}) {
     Config config = config_of({.codec = codec});
