@@ -20,6 +20,32 @@ struct ManagerTestPeer {
   }
   static std::uint32_t& loading_slots(Manager& manager) { return of(manager).loading_slots_; }
   static std::uint64_t& host_raw_bytes(Manager& manager) { return of(manager).host_raw_bytes_; }
+  static std::mutex& mutex(Manager& manager) { return of(manager).mutex_; }
+  static const Codec* lossy(Manager& manager) { return of(manager).lossy_.get(); }
+  static const std::byte* slot_bytes(Manager& manager, SlotId slot) { return of(manager).slot_host(slot); }
+  // What a frame decodes to, block after block; empty: it does not.
+  static std::vector<std::byte> decoded(Manager& manager, FrameId id) {
+    ManagerImpl& impl = of(manager);
+    const Frame& frame = impl.frames_->frame(id);
+    const PageSet& set = impl.set_of(frame);
+    std::vector<std::byte> bytes(frame.block_count * impl.layout_.page_bytes);
+    std::vector<BlockView> views;
+    for (std::uint32_t layer = 0; layer < set.layer_count; ++layer)
+      for (std::uint8_t i = 0; i < frame.block_count; ++i)
+        views.push_back(ManagerImpl::block_view(
+            set, reinterpret_cast<DeviceAddress>(bytes.data()) + i * impl.layout_.page_bytes, layer));
+    const MemoryTier::Pin pin = impl.host_->find(frame.key);
+    if (!pin) return {};
+    DecodeJob job{.frame = pin.bytes(),
+                  .shape = ManagerImpl::extent_shape(set, frame.block_count),
+                  .label = impl.label_of(frame),
+                  .layer = 0,
+                  .layer_count = set.layer_count,
+                  .views = views,
+                  .status = {}};
+    impl.codec_for(frame).decode({&job, 1}, nullptr);
+    return job.status.ok() ? bytes : std::vector<std::byte>();
+  }
   static std::deque<Job>& stores(Manager& manager) { return of(manager).stores_; }
 
   using Slot = BlockPool::Slot;
