@@ -15,7 +15,8 @@
 //           sequences are then for one thread.
 // Memory:   create() takes the pool, staging, workspace and tables; what grows later is charged to the metadata budget.
 // Blocking: no call waits for the mover or a device unless it is named wait_*. One exception: with a lossy host.codec
-//           in strict mode, begin and attend code what commit has made lossy, or wait for the mover to finish it.
+//           in strict mode, begin, resume, attend and rewind code what commit has made lossy, or wait for the mover to
+//           finish it.
 // Failures: a call that fails leaves every reference, queue and byte as it was, unless it says otherwise.
 #pragma once
 
