@@ -70,8 +70,11 @@ void print_budgets(const Machine& machine, const LoadedConfig& loaded, const Mod
   const std::string automatic = config.pool.budget_bytes != 0 ? ""
                                                               : fmt::format("; auto: a quarter of {} usable",
                                                                             human_bytes(machine.usable_bytes()));
-  row("pool.budget", fmt::format("{} ({}{})", human_bytes(pool_budget_bytes(machine, config)),
-                                 origin_of(loaded, "pool.budget"), automatic));
+  if (config.pool.budget_bytes == 0 && config.pool.slots != 0)
+    row("pool.budget", fmt::format("what {} slots of the model need (pool.slots)", config.pool.slots));
+  else
+    row("pool.budget", fmt::format("{} ({}{})", human_bytes(pool_budget_bytes(machine, config)),
+                                   origin_of(loaded, "pool.budget"), automatic));
   row("host.budget",
       fmt::format("{} ({})", config.host.budget_bytes == 0 ? "off" : human_bytes(config.host.budget_bytes),
                   origin_of(loaded, "host.budget")));

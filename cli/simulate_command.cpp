@@ -225,6 +225,7 @@ Status fill_engine(Arguments& arguments) {
   FIRN_ASSIGN(engine.device, sim::load_device(device, folders));
   FIRN_ASSIGN(engine.model, load_model_shape(model));
   engine.pool_bytes = config.pool.budget_bytes;
+  if (config.pool.slots != 0) engine.pool_bytes = config.pool.slots * kBlockTokens * engine.model.token_bytes();
   if (engine.pool_bytes == 0) {  // automatic: what the device has left beside the weights, a tenth for everything else
     const double left = 0.9 * static_cast<double>(engine.device.memory_bytes) - engine.model.weight_bytes;
     if (left <= 0)

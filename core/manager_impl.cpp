@@ -142,8 +142,15 @@ Status ManagerImpl::size_pool() {
   };
   std::uint64_t layer_token_bytes = 0;
   for (const PageSet& set : layout_.sets) layer_token_bytes = std::max(layer_token_bytes, set.kv.token_bytes());
-  if (config_.pool.budget_bytes == 0) config_.pool.budget_bytes = device_->memory().info().budget_bytes / 4;
-  const std::uint64_t budget = config_.pool.budget_bytes;
+  // A number of slots without a budget: staging and workspace are cut as if the slots were three quarters of one, and
+  // the budget is what all of them come to. Without bytes the null slot is within the budget.
+  const std::uint64_t wanted_slots = config_.pool.slots == 0 ? 0 : std::uint64_t{config_.pool.slots} + (bytes_ ? 0 : 1);
+  const bool by_slots = wanted_slots != 0 && config_.pool.budget_bytes == 0;
+  if (by_slots)
+    config_.pool.budget_bytes = wanted_slots * block_bytes / 3 * 4;
+  else if (config_.pool.budget_bytes == 0)
+    config_.pool.budget_bytes = device_->memory().info().budget_bytes / 4;
+  std::uint64_t budget = config_.pool.budget_bytes;
   max_rows_ = std::max(1u, config_.pool.max_step_tokens);
   std::uint64_t workspace_bytes = 0, staging_bytes = 0;
   if (bytes_) {
@@ -169,7 +176,16 @@ Status ManagerImpl::size_pool() {
   const std::uint64_t taken = workspace_bytes + staging_bytes + transfer_bytes;
   pool_overhead_ = taken;
   elastic_ = config_.pool.max_budget_bytes != 0;
-  std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0, most_slots = slots;
+  if (by_slots) config_.pool.budget_bytes = budget = taken + wanted_slots * block_bytes;
+  std::uint64_t slots = budget > taken ? (budget - taken) / block_bytes : 0;
+  if (wanted_slots > slots)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("pool.slots: {} of {} bytes, and {} for staging and workspace, are more than pool.budget "
+                              "{}; set at least {}, or leave it out",
+                              config_.pool.slots, block_bytes, format_bytes(taken), format_bytes(budget),
+                              format_bytes(taken + wanted_slots * block_bytes)));
+  if (wanted_slots != 0) slots = wanted_slots;
+  std::uint64_t most_slots = slots;
   if (elastic_) {
     constexpr std::uint64_t kElasticChunkBytes = 16u << 20;
     const std::uint64_t chunk_bytes =

@@ -112,6 +112,9 @@ class ManagerImpl final : public Manager {
   Status free(SeqId seq, const Fence& fence) override;
   Status preempt(SeqId seq, const Fence& fence) override;
   Result<PrefixMatch> resume(SeqId seq) override;
+  Status gather(SeqId seq, std::uint32_t layer, std::uint32_t first, std::uint32_t count, std::span<std::byte> k,
+                std::span<std::byte> v) override;
+  bool has_sequence(SeqId seq) const override;
   std::uint32_t token_count(SeqId seq) const override;
   std::uint32_t usable_tokens(SeqId seq) const override;
   std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override;
@@ -155,6 +158,7 @@ class ManagerImpl final : public Manager {
   std::vector<NodePlacement> host_placement() const override;
   Result<std::uint64_t> hash_slot(SlotId slot) const override;
   Result<SlotInfo> slot_info(SlotId slot) const override;
+  Result<BlockView> slot_view(SlotId slot, std::uint32_t layer) const override;
   std::vector<SlotId> reuse_order() const override;
   Violations verify() const override;
 
@@ -444,6 +448,10 @@ class ManagerImpl final : public Manager {
   }
   Status plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const;
   Status decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged);
+
+  // --- gather.cpp ---
+  Status gather_slot(const PageSet& set, SlotId slot, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                     std::byte* k, std::byte* v) const;
 
   Config config_;
   ModelSpec model_;

@@ -269,6 +269,25 @@ Result<SlotInfo> ManagerImpl::slot_info(SlotId slot) const {
   return SlotInfo{block.key, static_cast<std::uint32_t>(block.refs), block.page_set, false};
 }
 
+Result<BlockView> ManagerImpl::slot_view(SlotId slot, std::uint32_t layer) const {
+  if (!bytes_) return Status(Code::kUnavailable, "slot_view: device none has no bytes");
+  if (layer >= layout_.layer_count)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("slot_view: layer {} of a model with {} layers", layer, layout_.layer_count));
+  Lock lock(mutex_);
+  if (firn::index(slot) == 0 || firn::index(slot) >= pool_->slot_count() ||
+      pool_->state(slot) == BlockPool::SlotState::kAbsent)
+    return Status(Code::kInvalidArgument, fmt::format("slot_view: there is no slot {}", firn::index(slot)));
+  const PageSetId page_set = set_of_layer(layer);
+  if (pool_->state(slot) == BlockPool::SlotState::kBound && pool_->block(pool_->owner(slot)).page_set != page_set)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("slot_view: slot {} holds a block of page set {}, layer {} is in page set {}", firn::index(slot),
+                    firn::index(pool_->block(pool_->owner(slot)).page_set), layer, firn::index(page_set)));
+  const PageSet& set = layout_.sets[firn::index(page_set)];
+  return slot_view(set, slot, layer - set.first_layer);
+}
+
 std::vector<SlotId> ManagerImpl::reuse_order() const {
   Lock lock(mutex_);
   std::vector<SlotId> order = pool_->free_order();

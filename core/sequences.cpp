@@ -1088,6 +1088,11 @@ void ManagerImpl::run_deferred() {
   if (!erase_later_.empty()) sweep_erased();
 }
 
+bool ManagerImpl::has_sequence(SeqId id) const {
+  Lock lock(mutex_);
+  return find_sequence(id) != nullptr;
+}
+
 std::uint32_t ManagerImpl::token_count(SeqId id) const {
   Lock lock(mutex_);
   const Sequence* seq = find_sequence(id);

@@ -81,6 +81,7 @@ void check_placement(const Machine& machine, const Config& config, std::vector<F
 }  // namespace
 
 std::uint64_t pool_budget_bytes(const Machine& machine, const Config& config) {
+  if (config.pool.budget_bytes == 0 && config.pool.slots != 0) return 0;  // the model decides
   return config.pool.budget_bytes != 0 ? config.pool.budget_bytes : machine.usable_bytes() / 4;
 }
 

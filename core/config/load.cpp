@@ -250,6 +250,9 @@ Status validate(const Config& config) {
   if (pool.max_budget_bytes != 0 && pool.max_budget_bytes < pool.budget_bytes)
     problems.add("pool.max_budget", fmt::format("{} is less than pool.budget {}; raise it, or leave it out",
                                                 format_bytes(pool.max_budget_bytes), format_bytes(pool.budget_bytes)));
+  if (pool.max_budget_bytes != 0 && pool.slots != 0)
+    problems.add("pool.slots",
+                 "a pool that grows (pool.max_budget) does so by chunks of many slots; set pool.budget instead");
   if (pool.max_budget_bytes != 0 && pool.budget_bytes == 0)
     problems.add("pool.max_budget", "needs a size to start from: set pool.budget");
   if (pool.budget_bytes != 0 && pool.staging_bytes >= pool.budget_bytes)

@@ -125,6 +125,9 @@ const Setting kSettings[] = {
     word("mode", FIRN_FIELD(mode), kModes, "when a token may become lossy; exact codecs give the same output in both"),
     bytes("pool.budget", FIRN_FIELD(pool.budget_bytes), 64 << 10, "auto",
           "slots, staging and workspace together, per process; auto: a quarter of free memory"),
+    count("pool.slots", FIRN_FIELD(pool.slots), 2, (64u << 20) - 2, "auto",
+          "blocks of 16 tokens that the pool holds, and pool.budget is what they need; auto: what pool.budget has room "
+          "for"),
     bytes("pool.max_budget", FIRN_FIELD(pool.max_budget_bytes), 64 << 10, "fixed",
           "the most that the pool may be grown to while it is used, per process; fixed: it keeps its size"),
     bytes(

@@ -22,6 +22,7 @@ struct Config {
 
   struct Pool {
     std::uint64_t budget_bytes = 0;  // slots, staging and workspace together, per process; 0: a quarter of free memory
+    std::uint32_t slots = 0;         // blocks the pool holds; 0: as many as budget_bytes has room for
     std::uint64_t staging_bytes =
         0;  // of those, for decoded cold blocks on their way to attention; 0: chosen from the model
     std::uint64_t max_budget_bytes = 0;   // the most that resize_pool() may grow it to; 0: it has one size

@@ -43,6 +43,11 @@ class ForwardingManager : public Manager {
   Status preempt(SeqId seq, const Fence& fence) override { return to_.preempt(seq, fence); }
   Result<PrefixMatch> resume(SeqId seq) override { return to_.resume(seq); }
 
+  Status gather(SeqId seq, std::uint32_t layer, std::uint32_t first, std::uint32_t count, std::span<std::byte> k,
+                std::span<std::byte> v) override {
+    return to_.gather(seq, layer, first, count, k, v);
+  }
+  bool has_sequence(SeqId seq) const override { return to_.has_sequence(seq); }
   std::uint32_t token_count(SeqId seq) const override { return to_.token_count(seq); }
   std::uint32_t usable_tokens(SeqId seq) const override { return to_.usable_tokens(seq); }
   std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override {
@@ -106,6 +111,7 @@ class ForwardingManager : public Manager {
   std::vector<NodePlacement> host_placement() const override { return to_.host_placement(); }
   Result<std::uint64_t> hash_slot(SlotId slot) const override { return to_.hash_slot(slot); }
   Result<SlotInfo> slot_info(SlotId slot) const override { return to_.slot_info(slot); }
+  Result<BlockView> slot_view(SlotId slot, std::uint32_t layer) const override { return to_.slot_view(slot, layer); }
   std::vector<SlotId> reuse_order() const override { return to_.reuse_order(); }
   Violations verify() const override { return to_.verify(); }
 

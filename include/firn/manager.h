@@ -233,6 +233,15 @@ class FIRN_API Manager {
   // the others again. May match all of its tokens if they end with a block.
   virtual Result<PrefixMatch> resume(SeqId seq) = 0;
 
+  // The keys and values of committed tokens [first, first + count) of one layer, bit by bit as attention sees them, out
+  // of slots or frames, into host memory: k: [count][kv_heads][head_dim], v: [count][kv_heads][value_dim] in the
+  // group's dtype, of just these sizes in bytes. Waits for what was appended and takes turns with attend().
+  // kUnavailable: some have slid out of the layer's window, or the host does not reach this device's memory; kCorrupt:
+  // as attend(). What was written before a failure stays written.
+  virtual Status gather(SeqId seq, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                        std::span<std::byte> k, std::span<std::byte> v) = 0;
+
+  virtual bool has_sequence(SeqId seq) const = 0;            // begun and not freed
   virtual std::uint32_t token_count(SeqId seq) const = 0;    // committed
   virtual std::uint32_t usable_tokens(SeqId seq) const = 0;  // of those, before the first block that was lost
   // Slots of a sequence in one page set (layout()). kNone: not resident; SlotId{0}, the null block: behind the window.
@@ -317,6 +326,10 @@ class FIRN_API Manager {
   // Hash (XXH3-64) of a resident block's raw bytes; kUnavailable if it is not resident.
   virtual Result<std::uint64_t> hash_slot(SlotId slot) const = 0;
   virtual Result<SlotInfo> slot_info(SlotId slot) const = 0;
+  // Where one layer of what is in a slot lies on the device, for an engine's own kernels; whole blocks of kBlockTokens.
+  // True until resize_pool() or replace_device(). kInvalidArgument: there is no such slot or layer, or the block in it
+  // is of a page set that the layer is not in; kUnavailable: device none has no bytes.
+  virtual Result<BlockView> slot_view(SlotId slot, std::uint32_t layer) const = 0;
   // The slots that allocate() would take, the next one first: empty ones, then evictable ones in the policy's order.
   // Policies with a moving hand (sieve, s3fifo) count this as a look.
   virtual std::vector<SlotId> reuse_order() const = 0;

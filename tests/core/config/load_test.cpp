@@ -176,6 +176,9 @@ TEST(LoadConfig, StopsListingMistakesAfterAPage) {
 TEST(LoadConfig, ChecksFieldsAgainstEachOther) {
   EXPECT_EQ(failure(file("pool: {budget: 1MiB, staging: 1MiB}\n")),
             "pool.staging: 1MiB leaves no room for slots in pool.budget 1MiB; lower it or write auto");
+  EXPECT_EQ(failure(file("pool: {slots: 64, budget: 1MiB, max_budget: 2MiB}\n")),
+            "pool.slots: a pool that grows (pool.max_budget) does so by chunks of many slots; set pool.budget instead");
+  EXPECT_EQ(load(file("pool: {slots: 64}\n")).config.pool.slots, 64u);
   EXPECT_EQ(failure(file("max_sequence_tokens: 64\n")),
             "pool.max_step_tokens: 256 is more than max_sequence_tokens 64");
 }

@@ -1,0 +1,149 @@
+// gather.cpp: keys and values on their way back to the caller, a split of a sequence at a time. What is in slots is
+// copied under the lock, where nobody can give a slot to somebody else; what is in frames is decoded into the staging
+// region as for attention, without the lock, and copied from there.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/manager_impl.h"
+
+namespace firn {
+namespace {
+
+// Rows [first, first + count) of one block: [head][token][element] as it is stored, [token][head][element] as it was
+// appended.
+void copy_rows(const std::byte* from, std::uint32_t token_stride, std::uint32_t head_stride, std::uint32_t heads,
+               std::size_t row_bytes, std::uint32_t first, std::uint32_t count, std::byte* to) {
+  for (std::uint32_t token = first; token < first + count; ++token)
+    for (std::uint32_t head = 0; head < heads; ++head, to += row_bytes)
+      std::memcpy(to, from + std::size_t{token} * token_stride + std::size_t{head} * head_stride, row_bytes);
+}
+
+// view: where the host reaches it.
+void copy_block_rows(const KvShape& kv, const BlockView& view, std::uint32_t first, std::uint32_t count, std::byte* k,
+                     std::byte* v) {
+  copy_rows(reinterpret_cast<const std::byte*>(view.k), view.token_stride, view.head_stride, kv.kv_heads,
+            kv.key_bytes() / kv.kv_heads, first, count, k);
+  copy_rows(reinterpret_cast<const std::byte*>(view.v), view.v_token_stride, view.v_head_stride, kv.kv_heads,
+            kv.value_bytes() / kv.kv_heads, first, count, v);
+}
+
+}  // namespace
+
+// Under the lock.
+Status ManagerImpl::gather_slot(const PageSet& set, SlotId slot, std::uint32_t layer, std::uint32_t first,
+                                std::uint32_t count, std::byte* k, std::byte* v) const {
+  std::unique_lock transfer(transfer_mutex_, std::defer_lock);
+  const std::byte* base = nullptr;
+  if (transfer_.host) {
+    transfer.lock();
+    FIRN_TRY(move_transfer(set, {&slot, 1}, /*gather=*/true));
+    base = transfer_.host;
+  } else {
+    base = slot_host(slot);
+  }
+  copy_block_rows(set.kv, block_view(set, reinterpret_cast<DeviceAddress>(base), layer), first, count, k, v);
+  return {};
+}
+
+Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                           std::span<std::byte> k, std::span<std::byte> v) {
+  if (!bytes_) return Status(Code::kUnavailable, "gather: device none has no bytes");
+  if (layer >= layout_.layer_count)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("gather: layer {} of a model with {} layers", layer, layout_.layer_count));
+  const PageSetId page_set = set_of_layer(layer);
+  const PageSet& set = layout_.sets[index(page_set)];
+  const KvShape& kv = set.kv;
+  if (k.size() != count * kv.key_bytes() || v.size() != count * kv.value_bytes())
+    return Status(Code::kInvalidArgument,
+                  fmt::format("gather: k has {} bytes and v {}, but {} tokens have {} and {}", k.size(), v.size(),
+                              count, count * kv.key_bytes(), count * kv.value_bytes()));
+  if (!chunks_.empty() && !transfer_.host && !device_->memory().info().host_visible)
+    return Status(Code::kUnavailable, "gather: this device's memory is not visible to the host");
+  const std::uint64_t end = std::uint64_t{first} + count;
+  const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
+  struct Waiting {  // rows that are being decoded
+    BlockView view;
+    std::uint32_t first, count, done;
+  };
+  std::vector<Staged> staged;
+  std::vector<Waiting> waiting;
+  std::lock_guard one_at_a_time(attend_mutex_);  // staging is one
+  for (std::uint32_t done = 0; done < count || count == 0;) {
+    staged.clear();
+    waiting.clear();
+    {
+      Lock lock(mutex_);
+      if (done == 0) FIRN_TRY(settle_lossy(lock).with_context("gather"));
+      // Looked up again for every split: another thread may have ended the sequence meanwhile.
+      FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "gather"));
+      if (end > seq->tokens.size())
+        return Status(Code::kInvalidArgument,
+                      fmt::format("gather: tokens [{}, {}) of sequence {}, which has {} committed", first, end,
+                                  index(id), seq->tokens.size()));
+      if (count == 0) return {};
+      if (done == 0) FIRN_TRY(device_->timeline().wait(device_->timeline().last()).with_context("gather"));
+      const std::uint32_t split_end = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(end, (first + done) / kSplitTokens * kSplitTokens + kSplitTokens));
+      while (first + done < split_end) {
+        const std::uint32_t position = first + done, token = position % kBlockTokens;
+        const std::uint32_t rows = std::min(kBlockTokens - token, split_end - position);
+        std::byte* const to_k = k.data() + done * kv.key_bytes();
+        std::byte* const to_v = v.data() + done * kv.value_bytes();
+        const BlockId block_id = seq->tables[index(page_set)].blocks[position / kBlockTokens];
+        if (block_id == BlockId::kNone)
+          return Status(Code::kUnavailable,
+                        fmt::format("gather: token {} of sequence {} has slid out of the window of {} of layer {}",
+                                    position, index(id), set.window, layer));
+        const Block& block = pool_->block(block_id);
+        if (block.slot != SlotId::kNone) {
+          FIRN_TRY(
+              gather_slot(set, block.slot, layer - set.first_layer, token, rows, to_k, to_v).with_context("gather"));
+        } else if (block.frame == FrameId::kNone) {
+          return Status(Code::kCorrupt,
+                        fmt::format("gather: sequence {} lost its tokens from position {} {}; rewind to "
+                                    "usable_tokens() and compute them again",
+                                    index(id), position / kBlockTokens * kBlockTokens, why_lost(*seq)));
+        } else {
+          const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
+          const DeviceAddress base = staging_.address + waiting.size() * staged_bytes;
+          BlockView view{.k = base,
+                         .v = base + kBlockTokens * kv.key_bytes(),
+                         .token_stride = k_row,
+                         .head_stride = kBlockTokens * k_row,
+                         .v_token_stride = v_row,
+                         .v_head_stride = kBlockTokens * v_row};
+          auto part = std::find_if(staged.rbegin(), staged.rend(),
+                                   [&](const Staged& other) { return other.frame == block.frame; });
+          if (part == staged.rend()) {
+            const Frame& frame = frames_->frame(block.frame);
+            staged.push_back({.pin = host_->find(frame.key),
+                              .frame = block.frame,
+                              .views = {},
+                              .label = label_of(frame),
+                              .codec = &codec_for(frame),
+                              .block_count = frame.block_count,
+                              .wanted = 0});
+            part = staged.rbegin();
+          }
+          part->views[block.frame_index] = view;
+          ++part->wanted;
+          const DeviceAddress host = reinterpret_cast<DeviceAddress>(staging_.host);
+          view.k = host + (view.k - staging_.address), view.v = host + (view.v - staging_.address);
+          waiting.push_back({view, token, rows, done});
+        }
+        done += rows;
+      }
+    }
+    FIRN_TRY(decode_staged(set, layer - set.first_layer, staged)
+                 .with_context("gather: a frame did not decode; rewind to usable_tokens()"));
+    for (const Waiting& rows : waiting)
+      copy_block_rows(kv, rows.view, rows.first, rows.count, k.data() + rows.done * kv.key_bytes(),
+                      v.data() + rows.done * kv.value_bytes());
+  }
+  return {};
+}
+
+}  // namespace firn
