@@ -2,7 +2,7 @@
 """The same requests through vLLM's block manager, through firn's Python module and through firn's C++ library.
 
     python3 -m venv /tmp/vllm && /tmp/vllm/bin/pip install vllm==0.33.0    # 9 GB; nothing of it needs a GPU here
-    ./python/test && /tmp/vllm/bin/pip install --no-deps build/wheels/firn-*.whl
+    ./python/test && /tmp/vllm/bin/pip install --no-deps build/wheels/firn_kv-*.whl
     cmake --build build/release --target firn_vllm_compare
     /tmp/vllm/bin/python bench/vllm_compare.py
 
@@ -220,7 +220,7 @@ def main():
     parser.add_argument("--program", default=str(ROOT / "build/release/bin/firn_vllm_compare"))
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    modules = need("numpy"), need("firn"), need("vllm")
+    modules = need("numpy"), need("firn_kv"), need("vllm")
     if not Path(arguments.program).exists():
         print(f"skipped: no {arguments.program}; cmake --build build/release --target firn_vllm_compare")
         sys.exit(0)

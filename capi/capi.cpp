@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -105,20 +106,33 @@ Status need(std::initializer_list<Argument> arguments) {
   return {};
 }
 
-// A pointer and a count, which may be NULL and 0.
+// A pointer and a count, which may be NULL and 0. A count that no caller can mean is answered before anything is read.
 template <class T>
-Result<std::span<const T>> read_span(const T* first, std::size_t count, const char* name) {
+Result<std::span<const T>> read_span(const T* first, std::size_t count, const char* name, std::size_t most) {
   if (!first && count != 0) return invalid(fmt::format("{} is NULL, but its count is {}", name, count));
+  if (count > most) return invalid(fmt::format("{}: a count of {}; at most {}", name, count, most));
   return std::span<const T>(first, count);
 }
 
-Result<std::string_view> read_bytes(const void* first, std::size_t count, const char* name) {
+Result<std::string_view> read_bytes(const void* first, std::size_t count, const char* name,
+                                    std::size_t most = FIRN_MAX_NAME_BYTES) {
   if (!first && count != 0) return invalid(fmt::format("{} is NULL, but its length is {}", name, count));
+  if (count > most) return invalid(fmt::format("{}: {} bytes; at most {}", name, count, most));
   return std::string_view(static_cast<const char*>(first), count);
 }
 
+Result<std::span<const firn_token>> read_tokens(const firn_token* tokens, std::size_t count) {
+  return read_span(tokens, count, "tokens", FIRN_MAX_TOKENS);
+}
+
+// What is documented as 0 or 1 is nothing else.
+Result<bool> read_flag(std::uint32_t value, const char* name) {
+  if (value > 1) return invalid(fmt::format("{} is {}, not 0 or 1", name, value));
+  return value == 1;
+}
+
 Result<std::span<const firn::Key>> read_keys(const firn_key* keys, std::size_t count) {
-  FIRN_ASSIGN(const std::span<const firn_key> given, read_span(keys, count, "keys"));
+  FIRN_ASSIGN(const std::span<const firn_key> given, read_span(keys, count, "keys", FIRN_MAX_KEYS));
   return std::span(reinterpret_cast<const firn::Key*>(given.data()), given.size());
 }
 
@@ -135,6 +149,41 @@ constexpr std::size_t kFirstSize<firn_begin_params> = offsetof(firn_begin_params
 template <>
 constexpr std::size_t kFirstSize<firn_attend_params> = offsetof(firn_attend_params, mass_blocks);
 
+// Where a struct that has grown may end: at the fields that came later.
+template <class T>
+constexpr std::array<std::size_t, 0> kLaterEnds{};
+#define FIRN_END(type, field) (offsetof(type, field) + sizeof(type::field))
+template <>
+constexpr std::array kLaterEnds<firn_begin_params>{FIRN_END(firn_begin_params, adapter),
+                                                   FIRN_END(firn_begin_params, adapter_bytes),
+                                                   FIRN_END(firn_begin_params, media),
+                                                   FIRN_END(firn_begin_params, media_count),
+                                                   FIRN_END(firn_begin_params, max_reuse_tokens),
+                                                   FIRN_END(firn_begin_params, drop_last_block)};
+template <>
+constexpr std::array kLaterEnds<firn_attend_params>{FIRN_END(firn_attend_params, mass_blocks),
+                                                    FIRN_END(firn_attend_params, mass),
+                                                    FIRN_END(firn_attend_params, mass_scratch)};
+#undef FIRN_END
+
+// Whether a T of this many bytes ends where one of its fields does, or is one of a newer header: those come in words.
+template <class T>
+bool ends_well(std::size_t size) {
+  if (size > sizeof(T)) return size <= 65536 && size % alignof(T) == 0;
+  return size == sizeof(T) || size == kFirstSize<T> ||
+         std::find(kLaterEnds<T>.begin(), kLaterEnds<T>.end(), size) != kLaterEnds<T>.end();
+}
+
+template <class T>
+Status check_size(std::size_t size, const char* name, const char* what) {
+  if (size < kFirstSize<T> || size > 65536)
+    return invalid(fmt::format("{}: {} is {}, a {} of this version has {}", name, what, size, name, sizeof(T)));
+  if (!ends_well<T>(size))
+    return invalid(fmt::format("{}: {} is {}, which ends within a field; a {} of this version has {}", name, what, size,
+                               name, sizeof(T)));
+  return {};
+}
+
 template <class T>
 Status check_head(const T* given, const char* name) {
   Head head;
@@ -142,10 +191,7 @@ Status check_head(const T* given, const char* name) {
   if (head.struct_version != FIRN_STRUCT_VERSION)
     return invalid(
         fmt::format("{}: struct_version is {}, this library knows {}", name, head.struct_version, FIRN_STRUCT_VERSION));
-  if (head.struct_size < kFirstSize<T> || head.struct_size > 65536)
-    return invalid(
-        fmt::format("{}: struct_size is {}, a {} of this version has {}", name, head.struct_size, name, sizeof(T)));
-  return {};
+  return check_size<T>(head.struct_size, name, "struct_size");
 }
 
 // Parameters as this library knows them: a shorter struct takes defaults for the rest. Of a longer one the rest must be
@@ -179,8 +225,7 @@ template <class T>
 firn_code write_defaults(T* params, std::size_t size, T defaults, const char* name) noexcept {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{params, "params"}}));
-    if (size < kFirstSize<T> || size > 65536)
-      return invalid(fmt::format("{}: its size is {}, a {} of this version has {}", name, size, name, sizeof(T)));
+    FIRN_TRY(check_size<T>(size, name, "its size"));
     std::memset(params, 0, size);
     defaults.struct_size = static_cast<std::uint32_t>(size);
     defaults.struct_version = FIRN_STRUCT_VERSION;
@@ -339,12 +384,22 @@ Result<firn::ModelSpec> model_of(const firn_model_params* given) {
   FIRN_ASSIGN(const std::string_view adapters, read_bytes(params.adapters, params.adapters_bytes, "adapters"));
   model.adapters = adapters;
   const auto* at = reinterpret_cast<const unsigned char*>(params.groups);
-  for (std::size_t i = 0; i < params.group_count; ++i, at += params.groups->struct_size) {
+  std::uint32_t distance = 0;
+  if (params.group_count != 0) {
+    FIRN_TRY(check_head(params.groups, "firn_group_params"));
+    distance = params.groups->struct_size;
+  }
+  for (std::size_t i = 0; i < params.group_count; ++i, at += distance) {
+    std::uint32_t size = 0;
+    std::memcpy(&size, at, sizeof(size));
+    if (size != distance)
+      return invalid(
+          fmt::format("firn_group_params: struct_size of groups[{}] is {}, that of groups[0] {}", i, size, distance));
     FIRN_ASSIGN(const firn::GroupSpec group, group_of(reinterpret_cast<const firn_group_params*>(at)));
     model.groups.push_back(group);
   }
   FIRN_ASSIGN(const std::span<const float> frequencies,
-              read_span(params.inverse_frequencies, params.frequency_count, "inverse_frequencies"));
+              read_span(params.inverse_frequencies, params.frequency_count, "inverse_frequencies", firn::kMaxHeadDim));
   model.rotation = {static_cast<firn::RotationSpec::Pairing>(params.rotation_pairing),
                     params.rotation_dims,
                     {frequencies.begin(), frequencies.end()},
@@ -358,7 +413,8 @@ Result<firn::ModelSpec> model_of(const firn_model_params* given) {
 Result<firn::KeyExtras> extras_of(const firn_begin_params& params) {
   firn::KeyExtras extras;
   FIRN_ASSIGN(extras.adapter, read_bytes(params.adapter, params.adapter_bytes, "adapter"));
-  FIRN_ASSIGN(const std::span<const firn_media_item> media, read_span(params.media, params.media_count, "media"));
+  FIRN_ASSIGN(const std::span<const firn_media_item> media,
+              read_span(params.media, params.media_count, "media", FIRN_MAX_TOKENS));
   for (const firn_media_item& item : media) {
     FIRN_ASSIGN(const std::string_view digest, read_bytes(item.digest, item.digest_bytes, "digest"));
     extras.media.push_back({item.first_token, item.token_count, std::string(digest)});
@@ -373,7 +429,7 @@ Result<firn::BeginOptions> begin_options(const firn_begin_params* given) {
     return invalid(fmt::format("firn_begin_params: min_fidelity is {}; 1 to 3 are known", params.min_fidelity));
   firn::BeginOptions options;
   FIRN_ASSIGN(options.name_space, read_bytes(params.name_space, params.name_space_bytes, "name_space"));
-  options.read_cache = params.read_cache != 0;
+  FIRN_ASSIGN(options.read_cache, read_flag(params.read_cache, "firn_begin_params: read_cache"));
   options.min_fidelity = static_cast<firn::Fidelity>(params.min_fidelity);
   if (params.shared_scope || params.shared_scope_bytes != 0) {
     FIRN_ASSIGN(const std::string_view scope,
@@ -381,19 +437,19 @@ Result<firn::BeginOptions> begin_options(const firn_begin_params* given) {
     options.shared_scope = scope;
   }
   options.shared_tokens = params.shared_tokens;
-  options.share = params.share != 0;
+  FIRN_ASSIGN(options.share, read_flag(params.share, "firn_begin_params: share"));
   if (params.admission > FIRN_ADMIT_RESERVE)
     return invalid(fmt::format("firn_begin_params: admission is {}; 0 to 2 are known", params.admission));
   options.admission = static_cast<firn::Admission>(params.admission);
   options.expected_tokens = params.expected_tokens;
   FIRN_ASSIGN(options.extras, extras_of(params));
   options.max_reuse_tokens = params.max_reuse_tokens;
-  options.drop_last_block = params.drop_last_block != 0;
+  FIRN_ASSIGN(options.drop_last_block, read_flag(params.drop_last_block, "firn_begin_params: drop_last_block"));
   return options;
 }
 
 Result<std::vector<firn::StepRows>> rows_of(const firn_step_rows* rows, std::size_t count) {
-  FIRN_ASSIGN(const std::span<const firn_step_rows> given, read_span(rows, count, "rows"));
+  FIRN_ASSIGN(const std::span<const firn_step_rows> given, read_span(rows, count, "rows", FIRN_MAX_ROWS));
   std::vector<firn::StepRows> out;
   for (const firn_step_rows& row : given) out.push_back({firn::SeqId{row.seq}, row.row, row.row_count, row.position});
   return out;
@@ -422,6 +478,12 @@ std::string_view origin_name(firn::ConfigOrigin::Kind kind) {
       return "override";
   }
   return "unknown";
+}
+
+// For calls that answer about a sequence that does not exist as about one that is empty.
+Status check_sequence(const Manager& manager, firn_seq seq) {
+  if (manager.has_sequence(firn::SeqId{seq})) return {};
+  return invalid(fmt::format("sequence {} does not exist", seq));
 }
 
 // One call on a manager, after its handle and outputs were found to be there.
@@ -569,7 +631,7 @@ firn_code firn_model_identity(const firn_model_params* model, uint8_t identity[3
 firn_code firn_hash(const void* bytes, size_t byte_count, uint8_t digest[32]) {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{digest, "digest"}}));
-    FIRN_ASSIGN(const std::string_view data, read_bytes(bytes, byte_count, "bytes"));
+    FIRN_ASSIGN(const std::string_view data, read_bytes(bytes, byte_count, "bytes", PTRDIFF_MAX));
     firn::Hasher hasher;
     hasher.update(std::as_bytes(std::span(data.data(), data.size())));
     const firn::Digest made = hasher.finish();
@@ -613,7 +675,7 @@ firn_code firn_key_chain_keys(const firn_key_chain* chain, const firn_token* tok
                               size_t key_capacity, size_t* key_count) {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{chain, "chain"}, {key_count, "key_count"}}));
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     if (!keys && key_capacity == 0) return *key_count = given.size() / FIRN_BLOCK_TOKENS, Status();
     return write_entries(chain->chain.keys(given), keys, key_capacity, key_count, key_of);
   });
@@ -649,7 +711,7 @@ firn_code firn_match_prefix(const firn_manager* manager, const firn_token* token
                             const firn_begin_params* params, firn_match* match) {
   return on(manager, {{match, "match"}}, [&](Manager& m) -> Status {
     FIRN_TRY(check_head(match, "firn_match"));
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     FIRN_ASSIGN(const firn::BeginOptions options, begin_options(params));
     return write_result(match_of(m.match_prefix(given, options)), match, "firn_match");
   });
@@ -659,7 +721,7 @@ firn_code firn_begin(firn_manager* manager, const firn_token* tokens, size_t tok
                      const firn_begin_params* params, firn_seq* seq, firn_match* match) {
   return on(manager, {{seq, "seq"}}, [&](Manager& m) -> Status {
     if (match) FIRN_TRY(check_head(match, "firn_match"));
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     FIRN_ASSIGN(const firn::BeginOptions options, begin_options(params));
     FIRN_ASSIGN(const firn::Begun begun, m.begin(given, options));
     *seq = index(begun.seq);
@@ -671,7 +733,8 @@ firn_code firn_plan_step(const firn_manager* manager, const firn_step_request* r
                          firn_step_plan* plan) {
   return on(manager, {{plan, "plan"}}, [&](Manager& m) -> Status {
     FIRN_TRY(check_head(plan, "firn_step_plan"));
-    FIRN_ASSIGN(const std::span<const firn_step_request> given, read_span(requests, request_count, "requests"));
+    FIRN_ASSIGN(const std::span<const firn_step_request> given,
+                read_span(requests, request_count, "requests", FIRN_MAX_ROWS));
     std::vector<firn::StepRequest> wanted;
     for (const firn_step_request& one : given) wanted.push_back({firn::SeqId{one.seq}, one.new_tokens});
     FIRN_ASSIGN(const firn::StepPlan made, m.plan_step(wanted));
@@ -729,7 +792,7 @@ firn_code firn_attend(firn_manager* manager, uint32_t layer, const firn_step_row
 
 firn_code firn_commit(firn_manager* manager, firn_seq seq, const firn_token* tokens, size_t token_count) {
   return on(manager, {}, [&](Manager& m) -> Status {
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     return m.commit(firn::SeqId{seq}, given);
   });
 }
@@ -768,14 +831,29 @@ firn_code firn_resume(firn_manager* manager, firn_seq seq, firn_match* match) {
   });
 }
 
+firn_code firn_gather(firn_manager* manager, firn_seq seq, uint32_t layer, uint32_t first, uint32_t count, void* k,
+                      size_t k_bytes, void* v, size_t v_bytes) {
+  return on(manager, {}, [&](Manager& m) -> Status {
+    if ((!k && k_bytes != 0) || (!v && v_bytes != 0)) return invalid("k or v is NULL, but it has a length");
+    return m.gather(firn::SeqId{seq}, layer, first, count, std::span(static_cast<std::byte*>(k), k_bytes),
+                    std::span(static_cast<std::byte*>(v), v_bytes));
+  });
+}
+
 firn_code firn_token_count(const firn_manager* manager, firn_seq seq, uint32_t* token_count) {
-  return on(manager, {{token_count, "token_count"}},
-            [&](Manager& m) { return *token_count = m.token_count(firn::SeqId{seq}), Status(); });
+  return on(manager, {{token_count, "token_count"}}, [&](Manager& m) -> Status {
+    FIRN_TRY(check_sequence(m, seq));
+    *token_count = m.token_count(firn::SeqId{seq});
+    return {};
+  });
 }
 
 firn_code firn_usable_tokens(const firn_manager* manager, firn_seq seq, uint32_t* token_count) {
-  return on(manager, {{token_count, "token_count"}},
-            [&](Manager& m) { return *token_count = m.usable_tokens(firn::SeqId{seq}), Status(); });
+  return on(manager, {{token_count, "token_count"}}, [&](Manager& m) -> Status {
+    FIRN_TRY(check_sequence(m, seq));
+    *token_count = m.usable_tokens(firn::SeqId{seq});
+    return {};
+  });
 }
 
 firn_code firn_block_table(const firn_manager* manager, firn_seq seq, uint32_t page_set, uint32_t* slots,
@@ -783,19 +861,23 @@ firn_code firn_block_table(const firn_manager* manager, firn_seq seq, uint32_t p
   return on(manager, {{count, "count"}}, [&](Manager& m) -> Status {
     if (page_set >= m.layout().sets.size())
       return invalid(fmt::format("page_set {}: the model has {}", page_set, m.layout().sets.size()));
+    FIRN_TRY(check_sequence(m, seq));
     return write_entries(m.block_table(firn::SeqId{seq}, firn::PageSetId{static_cast<std::uint8_t>(page_set)}), slots,
                          capacity, count, [](firn::SlotId slot) { return index(slot); });
   });
 }
 
 firn_code firn_block_keys(const firn_manager* manager, firn_seq seq, firn_key* keys, size_t capacity, size_t* count) {
-  return on(manager, {{count, "count"}},
-            [&](Manager& m) { return write_entries(m.block_keys(firn::SeqId{seq}), keys, capacity, count, key_of); });
+  return on(manager, {{count, "count"}}, [&](Manager& m) -> Status {
+    FIRN_TRY(check_sequence(m, seq));
+    return write_entries(m.block_keys(firn::SeqId{seq}), keys, capacity, count, key_of);
+  });
 }
 
 firn_code firn_block_states(const firn_manager* manager, firn_seq seq, uint8_t* states, size_t capacity,
                             size_t* count) {
-  return on(manager, {{count, "count"}}, [&](Manager& m) {
+  return on(manager, {{count, "count"}}, [&](Manager& m) -> Status {
+    FIRN_TRY(check_sequence(m, seq));
     return write_entries(m.block_states(firn::SeqId{seq}), states, capacity, count,
                          [](firn::BlockState state) { return static_cast<uint8_t>(state); });
   });
@@ -805,7 +887,7 @@ firn_code firn_compute_keys(const firn_manager* manager, const firn_token* token
                             const void* name_space, size_t name_space_bytes, firn_key* keys, size_t capacity,
                             size_t* count) {
   return on(manager, {{count, "count"}}, [&](Manager& m) -> Status {
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     FIRN_ASSIGN(const std::string_view name, read_bytes(name_space, name_space_bytes, "name_space"));
     return write_entries(m.compute_keys(given, name), keys, capacity, count, key_of);
   });
@@ -899,9 +981,8 @@ firn_code firn_reset(firn_manager* manager) {
 firn_code firn_set_retention(firn_manager* manager, firn_seq seq, const firn_retention_range* ranges,
                              size_t range_count) {
   return on(manager, {}, [&](Manager& m) -> Status {
-    FIRN_ASSIGN(const std::span<const firn_retention_range> given, read_span(ranges, range_count, "ranges"));
-    if (given.size() > firn::kMaxRetentionRanges)
-      return invalid(fmt::format("{} ranges; at most {}", given.size(), firn::kMaxRetentionRanges));
+    FIRN_ASSIGN(const std::span<const firn_retention_range> given,
+                read_span(ranges, range_count, "ranges", firn::kMaxRetentionRanges));
     std::vector<firn::RetentionRange> out;
     for (const firn_retention_range& range : given) {
       if (range.priority > firn::kMaxPriority)
@@ -1046,7 +1127,7 @@ firn_code firn_event_snapshot(const firn_manager* manager, int32_t all, const vo
 firn_code firn_explain_json(const firn_manager* manager, const firn_token* tokens, size_t token_count,
                             const firn_begin_params* params, char** json) {
   return on(manager, {{json, "json"}}, [&](Manager& m) -> Status {
-    FIRN_ASSIGN(const std::span<const firn_token> given, read_span(tokens, token_count, "tokens"));
+    FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     FIRN_ASSIGN(const firn::BeginOptions options, begin_options(params));
     const firn::Explanation why = m.explain(given, options);
     Json out = {{"text", why.text}, {"first_miss", why.first_miss}, {"blocks", Json::array()}};
@@ -1136,6 +1217,14 @@ firn_code firn_get_slot_info(const firn_manager* manager, uint32_t slot, firn_sl
     out.page_set = index(made.page_set);
     out.empty = made.empty;
     return write_result(out, info, "firn_slot_info");
+  });
+}
+
+firn_code firn_slot_view(const firn_manager* manager, uint32_t slot, uint32_t layer, firn_block_view* view) {
+  return on(manager, {{view, "view"}}, [&](Manager& m) -> Status {
+    FIRN_ASSIGN(const firn::BlockView made, m.slot_view(firn::SlotId{slot}, layer));
+    *view = {made.k, made.v, made.token_stride, made.head_stride, made.v_token_stride, made.v_head_stride};
+    return {};
   });
 }
 

@@ -238,7 +238,15 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                               "{} that the workspace was sized for (GroupSpec::query_heads)",
                               params.query_heads, kv.kv_heads, set.query_heads));
   std::uint32_t row_count = 0;
-  for (const StepRows& part : rows) row_count = std::max(row_count, part.row + part.row_count);
+  std::uint64_t blocks = 0;  // of the longest sequence
+  for (const StepRows& part : rows) {
+    row_count = std::max(row_count, part.row + part.row_count);
+    blocks = std::max(blocks, (std::uint64_t{part.position} + part.row_count + kBlockTokens - 1) / kBlockTokens);
+  }
+  if (params.mass != 0 && (params.mass_scratch == 0 || params.mass_blocks < blocks))
+    return Status(Code::kInvalidArgument,
+                  fmt::format("attend: mass has {} columns{}, but the longest sequence has {} blocks",
+                              params.mass_blocks, params.mass_scratch == 0 ? " and no scratch" : "", blocks));
   Wave wave;
   Fence fence;
   std::lock_guard one_at_a_time(attend_mutex_);  // staging and workspace are one

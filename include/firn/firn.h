@@ -14,7 +14,12 @@
  * Structs: those that begin with struct_size and struct_version may grow at their end. Fill parameters by their
  * firn_..._default_params(&params, sizeof params) and change what you need; begin results with FIRN_RESULT. A program
  * built with an older header goes on working: what it does not know takes its default. A struct of a newer header is
- * refused only if it asks for what this library does not know. Structs without the two fields are frozen.
+ * refused only if it asks for what this library does not know. A struct_size that ends within a field is a mistake and
+ * refused, and so is a number that no enumeration here has. Structs without the two fields are frozen.
+ *
+ * Counts: NULL goes with a count of 0 alone. A prompt has at most FIRN_MAX_TOKENS tokens, a list of keys FIRN_MAX_KEYS,
+ * a step FIRN_MAX_ROWS rows and requests, a name, adapter or salt FIRN_MAX_NAME_BYTES bytes: more is a mistake that is
+ * answered before anything is read.
  *
  * Strings: text is UTF-8 and ends with a zero byte. Namespaces, salts, adapters and extra bytes are bytes with a
  * length.
@@ -80,6 +85,10 @@ enum {
 
 #define FIRN_BLOCK_TOKENS 16u
 #define FIRN_KEY_BYTES 32u
+#define FIRN_MAX_TOKENS 67108864u
+#define FIRN_MAX_KEYS 67108864u
+#define FIRN_MAX_ROWS 1048576u
+#define FIRN_MAX_NAME_BYTES 1048576u
 #define FIRN_NO_SLOT 0xffffffffu /* in block tables: not resident */
 #define FIRN_NULL_SLOT 0u        /* in block tables: behind the window of a sliding-window group */
 #define FIRN_FOREVER INT64_MAX   /* as a timeout */
@@ -328,6 +337,14 @@ FIRN_C_API firn_code firn_preempt(firn_manager* manager, firn_seq seq, const fir
 /* Takes back what can still be found: match->tokens (match may be NULL); the engine computes the others again. */
 FIRN_C_API firn_code firn_resume(firn_manager* manager, firn_seq seq, firn_match* match);
 
+/* The keys and values of committed tokens [first, first + count) of one layer, bit by bit as attention sees them, out
+ * of slots or frames: k: [count][kv_heads][head_dim], v: [count][kv_heads][value_dim] in the group's dtype, in host
+ * memory of just these sizes. FIRN_UNAVAILABLE: some have slid out of the layer's window, or the host does not reach
+ * this device's memory. What was written before a failure stays written. */
+FIRN_C_API firn_code firn_gather(firn_manager* manager, firn_seq seq, uint32_t layer, uint32_t first, uint32_t count,
+                                 void* k, size_t k_bytes, void* v, size_t v_bytes);
+
+/* The calls below refuse a sequence that does not exist. */
 FIRN_C_API firn_code firn_token_count(const firn_manager* manager, firn_seq seq, uint32_t* token_count);
 FIRN_C_API firn_code firn_usable_tokens(const firn_manager* manager, firn_seq seq, uint32_t* token_count);
 /* These three write at most `capacity` entries and set *count to how many there are; if that is more, the code is
@@ -467,6 +484,15 @@ typedef struct firn_slot_info { /* a result */
   uint32_t empty; /* 1: no block is in it */
 } firn_slot_info;
 FIRN_C_API firn_code firn_get_slot_info(const firn_manager* manager, uint32_t slot, firn_slot_info* info);
+typedef struct firn_block_view { /* frozen. Row of token t and head h: k + t * token_stride + h * head_stride, likewise
+                                    v */
+  firn_address k, v;
+  uint32_t token_stride, head_stride, v_token_stride, v_head_stride; /* bytes */
+} firn_block_view;
+/* Where one layer of what is in a slot lies on the device, until the pool is resized. FIRN_INVALID_ARGUMENT: there is
+ * no such slot or layer, or the block in it is of a page set that the layer is not in; FIRN_UNAVAILABLE: device none.
+ */
+FIRN_C_API firn_code firn_slot_view(const firn_manager* manager, uint32_t slot, uint32_t layer, firn_block_view* view);
 /* The slots firn_allocate would take, the next one first: empty ones, then evictable ones. */
 FIRN_C_API firn_code firn_reuse_order(const firn_manager* manager, uint32_t* slots, size_t capacity, size_t* count);
 /* Every invariant, checked from scratch: *violations is how many are broken, *json (may be NULL) their sentences. */

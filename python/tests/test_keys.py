@@ -7,7 +7,7 @@ import struct
 import blake3
 import pytest
 
-import firn
+import firn_kv as firn
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "keys.md"
 IDENTITY_CONTEXT = "firn 2026-11 model identity v1"

@@ -6,7 +6,7 @@ import threading
 import numpy
 import pytest
 
-import firn
+import firn_kv as firn
 
 LAYERS, KV_HEADS, DIM, HEADS = 2, 2, 16, 4
 

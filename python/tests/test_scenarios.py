@@ -3,7 +3,7 @@ one: blocks of 16 tokens, a pool of 11 with the null block, ids handed out in or
 
 import pytest
 
-import firn
+import firn_kv as firn
 
 BLOCK = firn.BLOCK_TOKENS
 

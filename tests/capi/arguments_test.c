@@ -79,6 +79,26 @@ int main(void) {
   CHECK_REFUSED(firn_model_identity(&model, identity), FIRN_INVALID_ARGUMENT, "1000 groups");
   model.group_count = 1;
 
+  /* A size that ends within a field is nobody's; groups of two sizes are no array. */
+  model.struct_size = (uint32_t)sizeof model + 3;
+  CHECK_REFUSED(firn_model_identity(&model, identity), FIRN_INVALID_ARGUMENT, "within a field");
+  model.struct_size = (uint32_t)sizeof model;
+  CHECK_REFUSED(firn_model_default_params(&model, sizeof model - 1), FIRN_INVALID_ARGUMENT, "firn_model_params");
+  {
+    firn_group_params two[2] = {group, group};
+    two[1].struct_size = 0;
+    model.groups = two;
+    model.group_count = 2;
+    CHECK_REFUSED(firn_model_identity(&model, identity), FIRN_INVALID_ARGUMENT, "struct_size of groups[1] is 0");
+    model.groups = &group;
+    model.group_count = 1;
+  }
+  model.adapters = "x";
+  model.adapters_bytes = SIZE_MAX;
+  CHECK_REFUSED(firn_model_identity(&model, identity), FIRN_INVALID_ARGUMENT, "adapters");
+  model.adapters = NULL;
+  model.adapters_bytes = 0;
+
   /* A program built with a newer header: its longer structs are taken as long as they ask for nothing new. */
   struct {
     firn_group_params known;
@@ -146,6 +166,58 @@ int main(void) {
   CHECK(seq == 7);
   CHECK_OK(firn_begin(manager, tokens, 40, NULL, &seq, NULL));
 
+  /* Sizes that end within a field, and those of older headers. */
+  for (uint32_t size = 0; size < (uint32_t)sizeof begin + 9; ++size) {
+    const int ends =
+        size == offsetof(firn_begin_params, adapter) || size == offsetof(firn_begin_params, adapter_bytes) ||
+        size == offsetof(firn_begin_params, media) || size == offsetof(firn_begin_params, media_count) ||
+        size == offsetof(firn_begin_params, max_reuse_tokens) || size == offsetof(firn_begin_params, drop_last_block) ||
+        size == sizeof begin || size == sizeof begin + 8;
+    struct {
+      firn_begin_params known;
+      uint32_t later[4];
+    } sized;
+    memset(&sized, 0, sizeof sized);
+    CHECK_OK(firn_begin_default_params(&sized.known, sizeof sized.known));
+    sized.known.struct_size = size;
+    if (ends)
+      CHECK_OK(firn_match_prefix(manager, tokens, 40, &sized.known, &match));
+    else
+      CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, &sized.known, &match), FIRN_INVALID_ARGUMENT,
+                    "firn_begin_params: struct_size");
+  }
+  match.struct_size -= 2;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, NULL, &match), FIRN_INVALID_ARGUMENT, "firn_match");
+  match.struct_size += 5;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, NULL, &match), FIRN_INVALID_ARGUMENT, "within a field");
+  FIRN_RESULT(match);
+
+  /* Counts that nobody can mean are answered before anything is read. */
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, SIZE_MAX, NULL, &match), FIRN_INVALID_ARGUMENT, "at most");
+  CHECK_REFUSED(firn_commit(manager, seq, tokens, SIZE_MAX / 4 + 1), FIRN_INVALID_ARGUMENT, "at most");
+  CHECK_REFUSED(firn_compute_keys(manager, tokens, FIRN_MAX_TOKENS + 1u, NULL, 0, NULL, 0, &count),
+                FIRN_INVALID_ARGUMENT, "at most");
+  CHECK_REFUSED(firn_compute_keys(manager, tokens, 40, "x", SIZE_MAX, NULL, 0, &count), FIRN_INVALID_ARGUMENT,
+                "name_space");
+  const firn_key one_key = {{1}};
+  CHECK_REFUSED(firn_pin(manager, &one_key, SIZE_MAX / 16, 1, NULL), FIRN_INVALID_ARGUMENT, "keys");
+  CHECK_REFUSED(firn_unpin(manager, NULL, 1, NULL), FIRN_INVALID_ARGUMENT, "keys is NULL");
+  const firn_step_request request = {seq, 1, 0};
+  firn_step_plan plan;
+  FIRN_RESULT(plan);
+  CHECK_REFUSED(firn_plan_step(manager, &request, SIZE_MAX / 8, &plan), FIRN_INVALID_ARGUMENT, "requests");
+
+  /* Flags are 0 or 1. */
+  CHECK_OK(firn_begin_default_params(&begin, sizeof begin));
+  begin.read_cache = 2;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, &begin, &match), FIRN_INVALID_ARGUMENT, "read_cache is 2");
+  begin.read_cache = 1;
+  begin.drop_last_block = 255;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, &begin, &match), FIRN_INVALID_ARGUMENT, "drop_last_block");
+  begin.drop_last_block = 0;
+  begin.admission = 3;
+  CHECK_REFUSED(firn_match_prefix(manager, tokens, 40, &begin, &match), FIRN_INVALID_ARGUMENT, "admission is 3");
+
   firn_copy_order* orders = NULL;
   CHECK_REFUSED(firn_allocate(manager, seq, 40, 0, NULL, &count), FIRN_INVALID_ARGUMENT, "orders is NULL");
   CHECK_REFUSED(firn_allocate(manager, 12345, 40, 0, &orders, &count), FIRN_INVALID_ARGUMENT, "12345");
@@ -191,9 +263,26 @@ int main(void) {
   CHECK(count == 2);
   firn_key_chain_destroy(chain);
 
+  /* Without bytes there is nothing to read back. */
+  firn_block_view view;
+  uint8_t bytes[64];
+  CHECK_REFUSED(firn_slot_view(manager, 1, 0, &view), FIRN_UNAVAILABLE, "no bytes");
+  CHECK_REFUSED(firn_slot_view(manager, 1, 0, NULL), FIRN_INVALID_ARGUMENT, "view is NULL");
+  CHECK_REFUSED(firn_gather(manager, seq, 0, 0, 1, bytes, 64, bytes, 64), FIRN_UNAVAILABLE, "no bytes");
+  CHECK_REFUSED(firn_gather(manager, seq, 0, 0, 1, NULL, 64, bytes, 64), FIRN_INVALID_ARGUMENT, "NULL");
+
   check_sound(manager);
   CHECK_OK(firn_free(manager, seq, NULL));
   CHECK_REFUSED(firn_free(manager, seq, NULL), FIRN_INVALID_ARGUMENT, "does not exist");
+  /* A sequence that is gone is not an empty one. */
+  uint32_t tokens_now = 7;
+  uint8_t states[4];
+  CHECK_REFUSED(firn_token_count(manager, seq, &tokens_now), FIRN_INVALID_ARGUMENT, "does not exist");
+  CHECK_REFUSED(firn_usable_tokens(manager, seq, &tokens_now), FIRN_INVALID_ARGUMENT, "does not exist");
+  CHECK_REFUSED(firn_block_table(manager, seq, 0, NULL, 0, &count), FIRN_INVALID_ARGUMENT, "does not exist");
+  CHECK_REFUSED(firn_block_keys(manager, seq, NULL, 0, &count), FIRN_INVALID_ARGUMENT, "does not exist");
+  CHECK_REFUSED(firn_block_states(manager, seq, states, 4, &count), FIRN_INVALID_ARGUMENT, "does not exist");
+  CHECK(tokens_now == 7);
   check_sound(manager);
   firn_manager_destroy(manager);
   puts("arguments: ok");

@@ -60,6 +60,13 @@ static void append_and_attend(firn_manager* manager, firn_seq seq) {
   attention.mass_scratch = (firn_address)(uintptr_t)scratch;
   attention.query_heads = QUERY_HEADS;
   attention.scale = 0.25f;
+  /* A mass that would be written beyond its end. */
+  attention.mass_blocks = BLOCKS - 1;
+  CHECK_REFUSED(firn_attend(manager, 0, &rows, 1, &attention, at(q), at(out), &fence), FIRN_INVALID_ARGUMENT, "mass");
+  attention.mass_blocks = BLOCKS;
+  attention.mass_scratch = 0;
+  CHECK_REFUSED(firn_attend(manager, 0, &rows, 1, &attention, at(q), at(out), &fence), FIRN_INVALID_ARGUMENT, "mass");
+  attention.mass_scratch = (firn_address)(uintptr_t)scratch;
   for (uint32_t layer = 0; layer < LAYERS; ++layer) {
     CHECK_OK(firn_append(manager, layer, &rows, 1, at(k[layer]), at(v[layer]), NULL));
     CHECK_OK(firn_attend(manager, layer, &rows, 1, &attention, at(q), at(out), &fence));
@@ -79,6 +86,32 @@ static void append_and_attend(firn_manager* manager, firn_seq seq) {
     }
   }
   free(scratch);
+}
+
+/* What was appended comes back in the cache's type, f16, out of slots and out of frames alike. */
+static void check_gathered(firn_manager* manager, firn_seq seq, uint32_t tokens, int again) {
+  enum { ROW = KV_HEADS * HEAD_DIM };
+  static uint16_t first_k[LAYERS][TOKENS * ROW], first_v[LAYERS][TOKENS * ROW], got_k[TOKENS * ROW],
+      got_v[TOKENS * ROW];
+  const size_t bytes = (size_t)tokens * ROW * sizeof(uint16_t);
+  for (uint32_t layer = 0; layer < LAYERS; ++layer) {
+    CHECK_OK(firn_gather(manager, seq, layer, 0, tokens, got_k, bytes, got_v, bytes));
+    if (!again) {
+      memcpy(first_k[layer], got_k, bytes);
+      memcpy(first_v[layer], got_v, bytes);
+    }
+    CHECK(memcmp(first_k[layer], got_k, bytes) == 0 && memcmp(first_v[layer], got_v, bytes) == 0);
+    for (uint32_t i = 0; i < tokens * ROW; ++i) { /* the sign is the top bit in either type */
+      if (k[layer][i] != 0) CHECK((got_k[i] >> 15) == (k[layer][i] < 0));
+    }
+  }
+  CHECK_REFUSED(firn_gather(manager, seq, 0, 0, tokens, got_k, bytes - 1, got_v, bytes), FIRN_INVALID_ARGUMENT,
+                "bytes");
+  CHECK_REFUSED(firn_gather(manager, seq, LAYERS, 0, tokens, got_k, bytes, got_v, bytes), FIRN_INVALID_ARGUMENT,
+                "layer");
+  CHECK_REFUSED(firn_gather(manager, seq, 0, 1 << 20, tokens, got_k, bytes, got_v, bytes), FIRN_INVALID_ARGUMENT,
+                "committed");
+  CHECK_REFUSED(firn_gather(manager, 12345, 0, 0, tokens, got_k, bytes, got_v, bytes), FIRN_INVALID_ARGUMENT, "12345");
 }
 
 static double stat(const firn_manager* manager, const char* name) {
@@ -180,6 +213,14 @@ int main(void) {
   CHECK_OK(firn_get_slot_info(manager, slots[0], &info));
   firn_key keys[8], computed[8];
   CHECK_OK(firn_block_keys(manager, seq, keys, 8, &count));
+  check_gathered(manager, seq, 96, 0);
+  firn_block_view view;
+  uint16_t here[HEAD_DIM], there[TOKENS * KV_HEADS * HEAD_DIM];
+  CHECK_OK(firn_slot_view(manager, slots[0], 0, &view));
+  CHECK_OK(firn_gather(manager, seq, 0, 0, TOKENS, there, sizeof there, there, sizeof there)); /* the values are last */
+  memcpy(here, (const char*)(uintptr_t)view.v + 3 * view.v_token_stride + 1 * view.v_head_stride, sizeof here);
+  CHECK(memcmp(here, there + (3 * KV_HEADS + 1) * HEAD_DIM, sizeof here) == 0);
+  CHECK_REFUSED(firn_slot_view(manager, 0, 0, &view), FIRN_INVALID_ARGUMENT, "slot 0");
   CHECK(count == 6 && info.references == 1 && memcmp(&info.key, &keys[0], sizeof keys[0]) == 0);
   CHECK_OK(firn_compute_keys(manager, prompt, TOKENS, NULL, 0, computed, 8, &count));
   CHECK(count == 6 && memcmp(keys, computed, 6 * sizeof keys[0]) == 0);
@@ -214,6 +255,7 @@ int main(void) {
   CHECK(emptied > 0 && stat(manager, "frames") > 0);
   CHECK_OK(firn_begin(manager, prompt, TOKENS, NULL, &seq, &match));
   CHECK(match.tokens == 96 && match.tokens_on_host == 96 && match.tokens_on_device == 0);
+  check_gathered(manager, seq, 96, 1);
   firn_ticket ticket = 0;
   int32_t done = 0;
   CHECK_OK(firn_prefetch(manager, seq, &ticket));
