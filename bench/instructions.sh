@@ -6,7 +6,7 @@ program=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for name in $("$program"); do
-  valgrind --tool=callgrind --callgrind-out-file="$work/out" --collect-atstart=no --toggle-collect=firn_count_measured \
+  valgrind --tool=callgrind --callgrind-out-file="$work/out" --collect-atstart=no --toggle-collect='firn_count_measured*' \
     "$program" "$name" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
   printf '%-20s %15s\n' "$name" "$(sed -n 's/^totals: //p' "$work/out")"
 done

@@ -43,6 +43,9 @@ struct alignas(64) Block {
   bool load_queued : 1 = false;        // some mover job is going to load it
   bool release_when_idle : 1 = false;  // dropped while in flight: its slot goes back when the mover is done
   bool lost : 1 = false;               // its only copy did not decode
+  // As what the manager counts it while it is a candidate: of a live sequence, or of none and with a copy below.
+  bool counted_live : 1 = false;
+  bool counted_copied : 1 = false;
   bool full() const { return !key.is_zero(); }
 };
 static_assert(sizeof(Block) == 64);
@@ -69,6 +72,12 @@ class BlockPool {
   std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slots_.size()); }
   std::uint32_t slot_total() const { return slot_total_; }  // that are there, the null slot aside
   std::uint32_t free_slots() const { return free_slots_; }
+  std::uint32_t bound_slots() const { return bound_slots_; }  // that hold a block
+  std::uint32_t live_slots() const { return live_slots_; }    // of those, of a block that a sequence holds
+  // The block has its first reference, or has lost its last one.
+  void count_live(const Block& record, bool live) {
+    if (record.slot != SlotId::kNone) live_slots_ += live ? 1 : -1u;
+  }
 
   bool has_free_record() const { return free_record_ != BlockId::kNone; }
   BlockId make_record();         // a fresh record without a slot; has_free_record()
@@ -119,6 +128,9 @@ class BlockPool {
   static_assert(sizeof(Slot) == 8);
   static constexpr std::uint32_t kNoOwner = ~0u;
   Slot& at(SlotId slot) { return slots_[index(slot)]; }
+  void count_live_slot(const Block& record, std::uint32_t by) {
+    if (record.refs != 0) live_slots_ += by;
+  }
   static bool linked(const Slot& slot) { return slot.state == SlotState::kFree || slot.state == SlotState::kNull; }
   void unlink(const Slot& slot);
 
@@ -126,7 +138,7 @@ class BlockPool {
   std::vector<std::uint16_t> wraps_;  // high bits of generation(); empty: nobody asks for that long
   std::vector<Slot> slots_;
   BlockId free_record_ = BlockId::kNone;
-  std::uint32_t block_count_ = 0, free_slots_ = 0, slot_total_ = 0;
+  std::uint32_t block_count_ = 0, free_slots_ = 0, slot_total_ = 0, bound_slots_ = 0, live_slots_ = 0;
   std::vector<Tally> tallies_ = std::vector<Tally>(1);  // by namespace
   std::vector<std::uint16_t> emptied_;
 };
@@ -204,6 +216,8 @@ inline void BlockPool::bind(SlotId slot, BlockId id) {
              block(id).slot == SlotId::kNone);
   bound = Slot{index(id), 0, SlotState::kBound};
   block(id).slot = slot;
+  ++bound_slots_;
+  count_live_slot(block(id), 1);
   ++tallies_[block(id).name_space].slots;
 }
 
@@ -212,6 +226,8 @@ inline SlotId BlockPool::unbind(BlockId id) {
   Slot& bound = at(slot);
   FIRN_CHECK(bound.state == SlotState::kBound && bound.link == index(id));
   bound = Slot{kNoOwner, 0, SlotState::kTaken};
+  --bound_slots_;
+  count_live_slot(block(id), -1u);
   block(id).slot = SlotId::kNone;
   --tallies_[block(id).name_space].slots;
   return slot;

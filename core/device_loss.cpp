@@ -79,8 +79,7 @@ void ManagerImpl::drop_queued() {
 // The block's bytes in its slot are gone. False: that was all there was of it.
 bool ManagerImpl::lose_slot(BlockId id) {
   Block& block = pool_->block(id);
-  if (block.candidate) slot_policy_->on_remove(id);
-  block.candidate = false;
+  drop_candidate(id);
   pool_->put_free_slot(pool_->unbind(id), /*at_head=*/false);
   if (block.frame != FrameId::kNone) {
     if (is_lossy(frames_->frame(block.frame))) {

@@ -84,7 +84,7 @@ std::vector<Json> families_of(const View& view) {
 std::string ManagerImpl::dump() const {
   const Stats stats = this->stats();
   Lock lock(mutex_);
-  expire();
+  catch_up();
   const Instant now = clock_();
   Json all;
   all["format"] = "firn-dump-1";
@@ -99,6 +99,11 @@ std::string ManagerImpl::dump() const {
                    {"bytes", stats.pinned_bytes},
                    {"budget_bytes", config_.retention.pin_budget_bytes}};
   const View view{*retention_, *pool_, namespaces_, layout_.page_bytes, now.ns};
+  if (recorder_)
+    all["trace_record"] = {{"file", recorder_->report().file},
+                           {"lines", recorder_->report().lines},
+                           {"lines_lost", recorder_->report().lost},
+                           {"last_error", recorder_->report().last_error}};
   give(all, "leases", leases_of(view));
   give(all, "pins", pins_of(view));
   give(all, "families", families_of(view));

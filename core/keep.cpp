@@ -227,6 +227,7 @@ Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota&
 
 NamespaceUsage ManagerImpl::usage(std::string_view name_space) const {
   Lock lock(mutex_);
+  catch_up();
   const std::optional<std::uint16_t> known = namespaces_.find(name_space);
   if (!known) return {};
   const Namespace& space = namespaces_[*known];
@@ -447,7 +448,7 @@ bool ManagerImpl::release_lease(LeaseId lease) {
 
 std::vector<LeaseInfo> ManagerImpl::leases() const {
   Lock lock(mutex_);
-  expire();
+  catch_up();
   return retention_->leases(layout_.page_bytes);
 }
 

@@ -87,6 +87,10 @@ Explanation ManagerImpl::explain(std::span<const TokenId> tokens, const BeginOpt
     all.text = "a prompt without tokens has no blocks";
     return all;
   }
+  if (const Status status = check_length(tokens.size()); !status.ok()) {
+    all.text = status.message();
+    return all;
+  }
   const Scope scope = make_scope(options, tokens.size());
   Found found;
   if (options.read_cache) {

@@ -5,9 +5,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
 
+#include "core/base/no_throw.h"
 #include "core/config/host_codec.h"
+#include "core/config/machine.h"
 #include "core/config/quotas.h"
+#include "core/guarded_manager.h"
 
 namespace firn {
 namespace {
@@ -30,11 +34,14 @@ constexpr std::uint64_t kKeepAllowanceBytes = 16u << 20;  // of names, leases an
 
 Result<std::unique_ptr<Manager>> Manager::create(const Config& config, const ModelSpec& model,
                                                  Environment environment) {
-  return ManagerImpl::create(config, model, std::move(environment));
+  return no_throw([&]() -> Result<std::unique_ptr<Manager>> {
+    FIRN_ASSIGN(std::unique_ptr<ManagerImpl> manager, ManagerImpl::create(config, model, std::move(environment)));
+    return std::unique_ptr<Manager>(std::make_unique<GuardedManager>(std::move(manager)));
+  });
 }
 
-Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const ModelSpec& model,
-                                                     Environment environment) {
+Result<std::unique_ptr<ManagerImpl>> ManagerImpl::create(const Config& config, const ModelSpec& model,
+                                                         Environment environment) {
   Config checked = config;
   if (config.device == "none" && environment.assumed_ratio > 0) checked.device = "cpu";  // its host tier is meant
   FIRN_TRY(validate(checked));
@@ -46,7 +53,11 @@ Result<std::unique_ptr<Manager>> ManagerImpl::create(const Config& config, const
     if (config.host.budget_bytes == 0) one.quota.host_floor = 0;  // of no tier nothing is kept; loading it has warned
     FIRN_TRY(manager->set_quota(one.name_space, one.quota).with_context("quotas: " + one.name_space));
   }
-  return std::unique_ptr<Manager>(std::move(manager));
+  // The last thing: a manager that is not made has not touched the file.
+  if (!config.trace_record.empty()) {
+    FIRN_ASSIGN(manager->recorder_, TraceRecorder::open(config.trace_record));
+  }
+  return manager;
 }
 
 ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Environment& environment)
@@ -57,6 +68,7 @@ ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Env
       threads_(environment.threads),
       device_(environment.device),
       assumed_ratio_(environment.assumed_ratio),
+      memory_bytes_(environment.memory_bytes),
       namespaces_(identity_) {}
 
 ManagerImpl::~ManagerImpl() {
@@ -107,6 +119,12 @@ Status ManagerImpl::set_up() {
   if (!threads_) {
     own_threads_ = std::make_unique<ThreadPool>(bytes_ ? config_.threads : 1);
     threads_ = own_threads_.get();
+    // Where the number was ours to choose, as many as there may be will do.
+    if (bytes_ && threads_->size() < config_.threads)
+      return Status(Code::kUnavailable,
+                    fmt::format("threads: {} were asked for, and the system lets this process have {}: {}; lower "
+                                "threads or raise the limit",
+                                config_.threads, threads_->size(), inspect_machine().process_text()));
   }
   config_.threads = threads_->size();
   if (!device_) {
@@ -119,16 +137,39 @@ Status ManagerImpl::set_up() {
         Code::kInvalidArgument,
         "host.budget is set, but device 'none' keeps books only and has no bytes to store; remove host.budget or "
         "choose another device");
-  if (!config_.trace_record.empty()) {
-    FIRN_ASSIGN(recorder_, TraceRecorder::create(config_.trace_record));
-  }
   if (config_.host.budget_bytes != 0) FIRN_TRY(make_codecs());
   FIRN_TRY(check_groups());
   FIRN_TRY(size_pool());
   FIRN_TRY(make_host_tier());
   FIRN_TRY(namespaces_.intern({}, *ledger_, *pool_).status());  // number 0, always there
-  if (host_ && config_.mover.worker) worker_ = std::jthread([this] { worker(); });
+  if (!host_ || !config_.mover.worker) return {};
+  try {
+    worker_ = std::jthread([this] { worker(); });
+  } catch (const std::system_error&) {
+    return Status(Code::kUnavailable,
+                  fmt::format("mover.worker: the system refuses this process a thread: {}; raise the limit, or set "
+                              "mover.worker: false and call pump()",
+                              inspect_machine().process_text()));
+  }
   return {};
+}
+
+// Memory that is only address space until it is touched is a promise like any other: the kernel would keep it by ending
+// a process. So the sums are held against the machine before anything is taken.
+Status ManagerImpl::check_machine(std::uint64_t pool_bytes) const {
+  const std::uint64_t pool = bytes_ && device_->memory().info().name == "cpu" ? pool_bytes : 0;
+  const std::uint64_t host = bytes_ ? config_.host.budget_bytes : 0;  // else its memory is never touched
+  const std::uint64_t wanted = pool + host + fixed_metadata_bytes_;
+  if (memory_bytes_ != 0 && wanted <= memory_bytes_) return {};
+  const Machine machine = memory_bytes_ != 0 ? Machine{} : inspect_machine();
+  const std::uint64_t usable = memory_bytes_ != 0 ? memory_bytes_ : machine.usable_bytes();
+  if (usable == 0 || wanted <= usable) return {};  // 0: the system does not tell
+  return Status(
+      Code::kNoSpace,
+      fmt::format("pool.budget {} + host.budget {} + tables {} are {} of this machine's memory, which has {}; lower "
+                  "one of them",
+                  format_bytes(pool), format_bytes(host), format_bytes(fixed_metadata_bytes_), format_bytes(wanted),
+                  memory_bytes_ != 0 ? format_bytes(memory_bytes_) + " for this manager" : machine.memory_text()));
 }
 
 // Splits pool.budget into workspace, staging and slots, then takes them.
@@ -248,6 +289,8 @@ Status ManagerImpl::size_pool() {
         std::min(kSequenceAllowanceBytes,
                  (config_.max_sequences + 1) * sequence_bytes(config_.max_sequence_tokens + kBlockTokens)) +
         kKeepAllowanceBytes;
+  if (!config_.trace_record.empty()) fixed_metadata_bytes_ += TraceRecorder::metadata_bytes();
+  FIRN_TRY(check_machine(budget));
   ledger_ = std::make_unique<Ledger>(budget, config_.host.budget_bytes, config_.metadata_budget_bytes);
   if (fail_charge_ != 0) ledger_->fail_charge(fail_charge_);
   FIRN_TRY(charge_metadata());
@@ -399,18 +442,15 @@ DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
 
 Stats ManagerImpl::stats() const {
   Lock lock(mutex_);
+  catch_up();
   Stats s = counters_;
   s.slots_total = pool_->slot_total();
   s.slots_reserved = reserved_slots_;
   s.slots_free = pool_->free_slots();
-  s.slots_in_flight = loading_slots_;
-  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
-    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kBound) continue;
-    const Block& block = pool_->block(pool_->owner(SlotId{i}));
-    (block.refs == 0 ? s.slots_cached : s.slots_live) += 1;
-    s.slots_cold += block.refs != 0 && block.candidate;
-    s.slots_in_flight += block.in_flight != 0;
-  }
+  s.slots_in_flight = loading_slots_ + storing_slots_;
+  s.slots_live = pool_->live_slots();
+  s.slots_cached = pool_->bound_slots() - s.slots_live;
+  s.slots_cold = cold_slots_;
   for (const Deferred& deferred : deferred_)
     for (const Table& table : deferred.tables)
       for (const BlockId id : table.blocks)
@@ -427,12 +467,16 @@ Stats ManagerImpl::stats() const {
   s.namespaces = namespaces_.count();
   s.leases = retention_->lease_count();
   s.pinned_blocks = retention_->held_count();
-  s.pinned_bytes = s.pinned_blocks * model_.block_bytes();
+  s.pinned_bytes = s.pinned_blocks * layout_.page_bytes;
   s.priorities_expired = retention_->counters().priorities_expired;
   s.pins_expired = retention_->counters().pins_expired;
   s.leases_expired = retention_->counters().leases_expired;
   s.events = events_->last();
   s.events_lost = events_->lost();
+  if (recorder_) {
+    s.trace_lines = recorder_->report().lines;
+    s.trace_lines_lost = recorder_->report().lost;
+  }
   for (const Region& region : arenas_) s.host_imported_bytes += region.bytes;
   s.blocks_direct = blocks_direct_;
   s.pool_bytes = ledger_->spent(Account::kPool);

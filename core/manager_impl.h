@@ -95,7 +95,8 @@ struct Job {
 
 class ManagerImpl final : public Manager {
  public:
-  static Result<std::unique_ptr<Manager>> create(const Config& config, const ModelSpec& model, Environment environment);
+  static Result<std::unique_ptr<ManagerImpl>> create(const Config& config, const ModelSpec& model,
+                                                     Environment environment);
   ~ManagerImpl() override;
 
   PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space,
@@ -199,6 +200,7 @@ class ManagerImpl final : public Manager {
   Status set_up();  // create(), after the cheap checks
   Status check_groups() const;
   Status size_pool();
+  Status check_machine(std::uint64_t pool_bytes) const;
   Status take_chunks(std::uint32_t slots);
   Status make_codecs();
   Status make_host_tier();
@@ -213,7 +215,7 @@ class ManagerImpl final : public Manager {
   // all: the last token is not needed for its logits.
   Found find_prefix(std::span<const TokenId> tokens, const Scope& scope, bool all = false) const;
   void hold(Sequence& seq, const Found& found);  // the sequence has these blocks now
-  void record_request(const Sequence& seq);
+  void record_request(const Sequence& seq) noexcept;
   // What every page set has of one key.
   struct Row {
     bool ends = false, any = false;       // a page set without a window has none; some page set has one
@@ -225,6 +227,7 @@ class ManagerImpl final : public Manager {
   // Of block i of a sequence, whose tokens may still be on their way.
   Key block_key(const Sequence& seq, std::uint32_t i, const Key& before, std::span<const TokenId> tokens) const;
   std::vector<Key> sequence_keys(const Sequence& seq, std::uint32_t blocks) const;
+  std::vector<Key> keys_of(const Sequence& seq, std::uint32_t blocks) const;
   bool public_has(const Scope& scope, std::span<const TokenId> tokens) const;
   bool plain_has(const Scope& scope, const Key& before, std::span<const TokenId> tokens) const;
   Scope make_scope(const BeginOptions& options, std::size_t tokens) const;  // of names that are known or not
@@ -259,6 +262,7 @@ class ManagerImpl final : public Manager {
   std::uint64_t sequence_bytes(std::uint64_t tokens) const {
     return tokens * sizeof(TokenId) + layout_.sets.size() * (tokens / kBlockTokens + 2) * sizeof(BlockId);
   }
+  Status check_length(std::uint64_t tokens) const;  // max_sequence_tokens
   Status reserve_tokens(Sequence& seq, std::uint64_t tokens);
   static void make_room(Sequence& seq, std::uint64_t tokens);  // charged by the caller
   std::uint32_t sink_blocks() const { return (config_.protect.sinks + kBlockTokens - 1) / kBlockTokens; }
@@ -294,6 +298,7 @@ class ManagerImpl final : public Manager {
 
   // --- resize.cpp ---
   struct Leaving;  // what resize_pool gives up
+  Status check_growth(std::uint64_t more) const;
   Status take_chunk(std::uint32_t chunk);
   Result<PoolResize> grow_pool(std::uint32_t chunks);
   Result<PoolResize> shrink_pool(std::uint32_t chunks);
@@ -312,6 +317,8 @@ class ManagerImpl final : public Manager {
 
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
+  void drop_candidate(BlockId id);  // the policy forgets it
+  void count_candidate(Block& block, bool live, bool copied);
   SlotId take_slot(std::uint16_t name_space);       // free, or somebody's; kNone: nobody can go
   SlotId take_idle_slot(std::uint16_t name_space);  // free, or of a dead block with a copy: for promotion
   SlotId evict(BlockId id);                         // its slot, taken
@@ -326,6 +333,8 @@ class ManagerImpl final : public Manager {
   void release_retention();                               // pins, priorities and families end
   // --- keep.cpp: retention, families, quotas; all of them free when nobody uses them ---
   void expire() const;  // what time has ended, whoever asks first
+  // Before any answer about what there is: what has ended until now has ended, whoever asks first.
+  void catch_up() const { const_cast<ManagerImpl*>(this)->run_deferred(); }
   void retention_changed(BlockId id);
   void reap_namespaces();
   BlockId choose_slot_victim(std::uint16_t name_space, bool own_only, const Filter& also);
@@ -471,8 +480,9 @@ class ManagerImpl final : public Manager {
   std::vector<std::unique_ptr<Device>> lost_devices_;
   std::vector<std::uint64_t> lost_handles_;  // of their timelines
   Device* device_ = nullptr;
-  bool bytes_ = true;         // false: bookkeeping only
-  double assumed_ratio_ = 0;  // then: raw bytes by frame bytes
+  bool bytes_ = true;               // false: bookkeeping only
+  double assumed_ratio_ = 0;        // then: raw bytes by frame bytes
+  std::uint64_t memory_bytes_ = 0;  // what the machine may give; 0: what it says
 
   std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
   std::vector<Ledger::Charge> charges_;
@@ -554,6 +564,9 @@ class ManagerImpl final : public Manager {
   std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left
   std::uint32_t running_ = 0;                                      // jobs being done
   std::uint32_t loading_slots_ = 0;
+  // Of candidates for eviction, so that nobody has to walk over a million slots to know: those of live sequences, and
+  // those of none that have a copy below. Of slots that the mover reads: all.
+  std::uint32_t cold_slots_ = 0, copied_slots_ = 0, storing_slots_ = 0;
   bool stop_ = false;
   Stats counters_;  // the counters of Stats; gauges are computed
   std::uint64_t host_raw_bytes_ = 0;

@@ -150,12 +150,7 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
   if (!host_) return Ticket::kNone;
   const Ticket ticket{next_ticket_++};
   std::uint32_t jobs = 0;
-  std::uint32_t room = pool_->free_slots();
-  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
-    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kBound) continue;
-    const Block& block = pool_->block(pool_->owner(SlotId{i}));
-    room += block.candidate && block.refs == 0 && block.frame != FrameId::kNone;
-  }
+  std::uint32_t room = pool_->free_slots() + copied_slots_;
   const auto queue_frame_of = [&](const std::vector<BlockId>& blocks, std::uint32_t from, std::uint32_t to) {
     for (std::uint32_t i = from; i < to && room != 0 && loads_.size() < config_.mover.queue; ++i) {
       if (blocks[i] == BlockId::kNone) continue;
@@ -360,7 +355,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& queued, bool background) {
   std::array<SlotId, kMaxExtentBlocks> slots{};
   for (std::uint8_t i = 0; i < count; ++i) {
     Block& block = pool_->block(ids[i]);
-    ++block.in_flight;
+    storing_slots_ += block.in_flight++ == 0;
     block.store_queued = true;  // and not a second time while this runs
     update_candidate(ids[i]);
     slots[i] = block.slot;
@@ -406,7 +401,7 @@ void ManagerImpl::run_store(Lock& lock, const Job& queued, bool background) {
   const auto takes = [&](BlockId id) { return stored.codec == codec_.get() || stored.replaced || !held_exact(id); };
   for (std::uint8_t i = 0; i < count; ++i) {
     Block& block = pool_->block(ids[i]);
-    --block.in_flight;
+    storing_slots_ -= --block.in_flight == 0;
     block.store_queued = false;
     wanted = wanted || takes(ids[i]);
     if (stored.replaced) {
@@ -585,7 +580,8 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   Lock lock(mutex_);
   constexpr std::int64_t kLongestStepWaitNs = 1'000'000'000;
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
-  const std::uint64_t total = seq->tokens.size() + new_tokens;
+  const std::uint64_t total = seq->tokens.size() + std::uint64_t{new_tokens};
+  FIRN_TRY(check_length(total).with_context("wait_room"));
   const auto need_slots = [&] { return blocks_needed(*seq, total, total).slots(); };
   const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
   run_deferred();

@@ -9,18 +9,31 @@
 
 namespace firn {
 
+void ManagerImpl::count_candidate(Block& block, bool live, bool copied) {
+  cold_slots_ += (live ? 1 : 0) - (block.counted_live ? 1 : 0);
+  copied_slots_ += (!live && copied ? 1 : 0) - (block.counted_copied ? 1 : 0);
+  block.counted_live = live;
+  block.counted_copied = !live && copied;
+}
+
+void ManagerImpl::drop_candidate(BlockId id) {
+  Block& block = pool_->block(id);
+  if (!block.candidate) return;
+  slot_policy_->on_remove(id);
+  block.candidate = false;
+  count_candidate(block, false, false);
+}
+
 void ManagerImpl::update_candidate(BlockId id) {
   Block& block = pool_->block(id);
   if (!block.full() && !block.candidate) return;
   const bool live = block.refs != 0;
   const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() && !retention_->held(id) &&
                       (!live || (block.hot_refs == 0 && block.frame != FrameId::kNone));
-  if (block.candidate) {
-    slot_policy_->on_remove(id);
-    block.candidate = false;
-  }
+  drop_candidate(id);
   if (!should) return;
   block.candidate = true;
+  count_candidate(block, live, block.frame != FrameId::kNone);
   slot_policy_->on_insert(
       {.id = id,
        .parent = block.parent,
@@ -69,8 +82,7 @@ SlotId ManagerImpl::take_idle_slot(std::uint16_t name_space) {
 SlotId ManagerImpl::evict(BlockId id) {
   Block& block = pool_->block(id);
   FIRN_CHECK(block.candidate);
-  slot_policy_->on_remove(id);
-  block.candidate = false;
+  drop_candidate(id);
   ++counters_.evictions;
   if (block.refs != 0) note_slot_left(block.slot);  // attention that was started may still read it
   const SlotId slot = pool_->unbind(id);
@@ -133,6 +145,7 @@ void ManagerImpl::settle(BlockId id) {
 }
 
 void ManagerImpl::note_live(BlockId id, bool live) {
+  pool_->count_live(pool_->block(id), live);
   const FrameId frame = pool_->block(id).frame;
   if (frame == FrameId::kNone) return;
   frames_->frame(frame).live = static_cast<std::uint16_t>(frames_->frame(frame).live + (live ? 1 : -1));
@@ -217,7 +230,10 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
     }
     note_tiers(block_id);
     if (block.slot != SlotId::kNone) {
-      if (block.candidate && block.refs == 0) slot_policy_->on_access(block_id, Access::kCopyLost, clock_());
+      if (block.candidate && block.refs == 0) {
+        slot_policy_->on_access(block_id, Access::kCopyLost, clock_());
+        count_candidate(block, false, false);
+      }
       if (block.refs != 0) update_candidate(block_id);
     } else if (block.refs == 0) {
       forget_key(block_id, reason);
@@ -235,15 +251,15 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
 // A live sequence holds a block whose only copy is gone. It is never attended nor matched again; the engine is told how
 // many tokens are left and computes the rest.
 void ManagerImpl::lose_block(BlockId id, bool with_device) {
-  pool_->block(id).lost = true;
+  Block& block = pool_->block(id);
+  block.lost = true;
   forget_key(id, MissReason::kLoadFailed);
+  const std::uint32_t at = block.position;  // wherever it is held
   for (auto& [number, seq] : sequences_) {
-    const std::vector<BlockId>& blocks = seq->tables[firn::index(pool_->block(id).page_set)].blocks;
-    for (std::uint32_t i = 0; i < blocks.size(); ++i)
-      if (blocks[i] == id && i < seq->lost_from) {
-        seq->lost_from = i;
-        seq->lost_device = with_device;
-      }
+    const std::vector<BlockId>& blocks = seq->tables[firn::index(block.page_set)].blocks;
+    if (at >= blocks.size() || blocks[at] != id || at >= seq->lost_from) continue;
+    seq->lost_from = at;
+    seq->lost_device = with_device;
   }
 }
 
@@ -262,6 +278,7 @@ bool ManagerImpl::make_record_room(std::uint16_t name_space) {
 
 Result<SlotInfo> ManagerImpl::slot_info(SlotId slot) const {
   Lock lock(mutex_);
+  catch_up();
   if (firn::index(slot) == 0 || firn::index(slot) >= pool_->slot_count())
     return Status(Code::kInvalidArgument, fmt::format("slot_info: there are slots 1 to {}", pool_->slot_count() - 1));
   if (pool_->state(slot) != BlockPool::SlotState::kBound) return SlotInfo{Key{}, 0, PageSetId{0}, true};
@@ -290,6 +307,7 @@ Result<BlockView> ManagerImpl::slot_view(SlotId slot, std::uint32_t layer) const
 
 std::vector<SlotId> ManagerImpl::reuse_order() const {
   Lock lock(mutex_);
+  catch_up();
   std::vector<SlotId> order = pool_->free_order();
   std::vector<BlockId> victims(slot_policy_->candidates());
   victims.resize(slot_policy_->victims({victims.size(), 0}, {}, victims));

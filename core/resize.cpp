@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/config/machine.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -51,6 +52,7 @@ Result<PoolResize> ManagerImpl::resize_pool(std::uint64_t budget_bytes) {
     return Status(Code::kUnavailable, "resize_pool: a step is being computed; try again after it");
   const auto present = static_cast<std::uint32_t>(
       std::count_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) { return chunk.slots != 0; }));
+  if (chunks > present) FIRN_TRY(check_growth((chunks - present) * slots_per_chunk_ * layout_.page_bytes));
   if (chunks >= present) {
     FIRN_TRY(ledger_->set_limit(Budget::kDevice, std::max(budget_bytes, ledger_->spent(Budget::kDevice))));
   }
@@ -63,6 +65,17 @@ Result<PoolResize> ManagerImpl::resize_pool(std::uint64_t budget_bytes) {
   free_retired();
   moved_.notify_all();
   return done;
+}
+
+// As at creation: what the pool has is taken already.
+Status ManagerImpl::check_growth(std::uint64_t more) const {
+  if (memory_bytes_ != 0) return check_machine(ledger_->spent(Budget::kDevice) + more).with_context("resize_pool");
+  if (!bytes_ || device_->memory().info().name != "cpu") return {};
+  const Machine machine = inspect_machine();
+  if (machine.usable_bytes() == 0 || more <= machine.usable_bytes()) return {};
+  return Status(Code::kNoSpace, fmt::format("resize_pool: {} more are asked of a machine with {}; the pool stays as it "
+                                            "was",
+                                            format_bytes(more), machine.memory_text()));
 }
 
 Result<PoolResize> ManagerImpl::grow_pool(std::uint32_t chunks) {

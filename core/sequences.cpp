@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "core/manager_impl.h"
@@ -37,10 +38,16 @@ Result<Sequence*> ManagerImpl::get_sequence(SeqId id, std::string_view call) {
                 fmt::format("{}: sequence {} does not exist (freed already?)", call, index(id)));
 }
 
+// Before anything walks over that many.
+Status ManagerImpl::check_length(std::uint64_t tokens) const {
+  if (tokens <= config_.max_sequence_tokens) return {};
+  return Status(Code::kInvalidArgument,
+                fmt::format("{} tokens are more than max_sequence_tokens = {}", tokens, config_.max_sequence_tokens));
+}
+
 Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   if (tokens > config_.max_sequence_tokens)
-    return Status(Code::kInvalidArgument, fmt::format("sequence {}: {} tokens are more than max_sequence_tokens = {}",
-                                                      index(seq.id), tokens, config_.max_sequence_tokens));
+    return check_length(tokens).with_context(fmt::format("sequence {}", index(seq.id)));
   // Whole blocks, because commit may fill whatever allocate has given.
   const std::uint64_t least = std::uint64_t{blocks_for(tokens)} * kBlockTokens;
   if (least <= seq.tokens.capacity()) return {};
@@ -103,7 +110,7 @@ void ManagerImpl::add_ref(BlockId id, bool hot, bool exact) {
     detach_frame(id);
   if (hot) ++block.hot_refs;
   if (++block.refs == 1) note_live(id, true);
-  update_candidate(id);
+  if (block.full()) update_candidate(id);  // else it is none, and becomes none
 }
 
 void ManagerImpl::release(BlockId id, bool hot, bool exact, bool forget) {
@@ -224,7 +231,9 @@ ManagerImpl::Found ManagerImpl::find_prefix(std::span<const TokenId> tokens, con
   found.tables.resize(layout_.sets.size());
   if (tokens.empty()) return found;
   const std::size_t usable = (tokens.size() - (all ? 0 : 1)) / kBlockTokens;
-  const std::size_t most = std::min<std::size_t>(usable, scope.max_tokens / kBlockTokens);
+  const std::size_t most =
+      std::min({usable, std::size_t{scope.max_tokens} / kBlockTokens,
+                static_cast<std::size_t>(config_.max_sequence_tokens / kBlockTokens)});  // no sequence may have more
   if (usable == 0 && !partial_) {
     found.match.first_miss = MissReason::kPartialTail;
     return found;
@@ -459,6 +468,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   Lock lock(mutex_);
   run_deferred();
   if (tokens.empty()) return Status(Code::kInvalidArgument, "begin: a prompt has at least one token");
+  FIRN_TRY(check_length(tokens.size()).with_context("begin"));
   FIRN_TRY(validate(options.extras).with_context("begin"));
   FIRN_TRY(settle_lossy(lock).with_context("begin"));
   FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
@@ -494,7 +504,7 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   hold(*seq, found);
   announce_misses(*seq, tokens);
   seq->prompt_tokens = static_cast<std::uint32_t>(tokens.size());
-  if (recorder_) seq->begun = clock_();
+  if (recorder_) recorder_->start(seq->begun = clock_());
 
   const std::uint64_t queried = blocks_for(tokens.size()), hits = found.block_count();
   counters_.prefix_cache_queries += queried;
@@ -518,13 +528,25 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   return Begun{seq->id, found.match};
 }
 
+// The names of its first full blocks, as their records have them where they have.
+std::vector<Key> ManagerImpl::keys_of(const Sequence& seq, std::uint32_t blocks) const {
+  if (windowed_ || seq.preempted || seq.lost_from < blocks) return sequence_keys(seq, blocks);
+  std::vector<Key> keys(blocks);
+  for (std::uint32_t i = 0; i < blocks; ++i) keys[i] = pool_->block(seq.tables[0].blocks[i]).key;
+  return keys;
+}
+
 // What was computed of it: a prompt that was given up half-way is recorded as far as it came.
-void ManagerImpl::record_request(const Sequence& seq) {
+void ManagerImpl::record_request(const Sequence& seq) noexcept {
   const std::size_t prompt = std::min<std::size_t>(seq.prompt_tokens, seq.tokens.size());
   if (!recorder_ || prompt == 0) return;
-  recorder_->record(seq.id, seq.begun, static_cast<std::uint32_t>(prompt),
-                    static_cast<std::uint32_t>(seq.tokens.size() - prompt),
-                    sequence_keys(seq, static_cast<std::uint32_t>(prompt / kBlockTokens)));
+  try {
+    recorder_->record(seq.id, seq.begun, static_cast<std::uint32_t>(prompt),
+                      static_cast<std::uint32_t>(seq.tokens.size() - prompt),
+                      keys_of(seq, static_cast<std::uint32_t>(prompt / kBlockTokens)));
+  } catch (const std::bad_alloc&) {
+    recorder_->lose(1, "out of memory");
+  }
 }
 
 // What the prompt asked for and is not here will be computed: rules that remember what they evicted hear of it before
@@ -553,9 +575,13 @@ ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t 
     if (layout_.sets[s].kind != GroupKind::kState) {
       need.blocks += total > have ? total - have : 0;
     } else {
-      for (std::uint32_t i = std::min(tail, have); i < total; ++i)
-        need.blocks += (i >= have || seq.tables[s].blocks[i] == BlockId::kNone) &&
-                       takes_block(layout_.sets[s], i, certain, tokens);
+      // takes_block() is true from here on; behind the table they are counted and not visited: a caller's number may
+      // be large.
+      const std::uint32_t before = static_cast<std::uint32_t>(certain / kBlockTokens);
+      const std::uint32_t first = std::max(std::min(tail, have), before - std::min(before, 1u));
+      for (std::uint32_t i = first; i < std::min(have, total); ++i)
+        need.blocks += seq.tables[s].blocks[i] == BlockId::kNone;
+      need.blocks += total - std::min(total, std::max(first, have));
     }
     need.copies += tokens > seq.tokens.size() && tail < have && seq.tables[s].blocks[tail] != BlockId::kNone &&
                    must_copy(seq.tables[s].blocks[tail]);
@@ -618,7 +644,7 @@ std::uint64_t ManagerImpl::movable_slots() const {
 
 Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) const {
   Lock lock(mutex_);
-  expire();
+  catch_up();
   StepPlan plan;
   std::uint64_t wanted = 0, cold_bytes = 0, movable = 0;
   for (const StepRequest& request : requests) {
@@ -668,10 +694,11 @@ Result<BlockId> ManagerImpl::make_block(const Sequence& seq, PageSetId page_set,
     pool_->put_free_slot(slot, /*at_head=*/true);
     return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
   }
-  if (const Status status = clear_if_foreign(slot, name_space); !status.ok()) {
-    pool_->put_free_slot(slot, /*at_head=*/true);
-    return status.with_context("allocate: clearing a slot that was another namespace's");
-  }
+  if (!slot_serials_.empty())
+    if (const Status status = clear_if_foreign(slot, name_space); !status.ok()) {
+      pool_->put_free_slot(slot, /*at_head=*/true);
+      return status.with_context("allocate: clearing a slot that was another namespace's");
+    }
   const BlockId id = pool_->make_record();
   pool_->set_namespace(id, name_space);
   Block& block = pool_->block(id);
@@ -743,6 +770,8 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
                   fmt::format("allocate: sequence {} lost what follows its first {} tokens {}; rewind to them",
                               index(id), std::uint64_t{seq->lost_from} * kBlockTokens, why_lost(*seq)));
   const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
+  if (total > config_.max_sequence_tokens)
+    return check_length(total).with_context(fmt::format("allocate: sequence {}", index(id)));
   const Need need = blocks_needed(*seq, certain, total);
   if (need.slots() > available_slots(seq)) return refuse_allocation(*seq, need.slots());
   if (need.copies != 0 && copy_must_wait(*seq))
@@ -840,9 +869,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   moment_.reset();
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "commit"));
   const std::uint64_t total = seq->tokens.size() + tokens.size();
-  if (total > config_.max_sequence_tokens)
-    return Status(Code::kInvalidArgument, fmt::format("commit: {} tokens are more than max_sequence_tokens = {}", total,
-                                                      config_.max_sequence_tokens));
+  FIRN_TRY(check_length(total).with_context("commit"));
   if (total > std::uint64_t{seq->block_count()} * kBlockTokens)
     return Status(Code::kInvalidArgument,
                   fmt::format("commit: {} tokens after {} do not fit the {} allocated; allocate first", tokens.size(),

@@ -75,6 +75,8 @@ void for_each_figure(const Stats& stats, Visit visit) {
   FIRN_FIGURE(slots_cleared);
   FIRN_FIGURE(events);
   FIRN_FIGURE(events_lost);
+  FIRN_FIGURE(trace_lines);
+  FIRN_FIGURE(trace_lines_lost);
 #undef FIRN_FIGURE
 }
 

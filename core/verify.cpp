@@ -102,7 +102,7 @@ Violations ManagerImpl::verify() const {
   }
 
   // Blocks.
-  std::uint32_t in_use = 0, candidates = 0, keyed = 0;
+  std::uint32_t in_use = 0, candidates = 0, keyed = 0, cold = 0, copied = 0, storing = 0, live_slots = 0;
   for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i) {
     const Block& block = pool_->block(BlockId{i});
     if (!block.in_use) {
@@ -111,6 +111,10 @@ Violations ManagerImpl::verify() const {
     }
     ++in_use;
     candidates += block.candidate;
+    cold += block.candidate && block.refs != 0;
+    copied += block.candidate && block.refs == 0 && block.frame != FrameId::kNone;
+    storing += block.slot != SlotId::kNone && block.in_flight != 0;
+    live_slots += block.slot != SlotId::kNone && block.refs != 0;
     keyed += block.full();
     if (block.refs != counted[i].refs) fail("block {}: refs {}, holders {}", i, block.refs, counted[i].refs);
     if (lossy_ && exact_refs_[i] != counted[i].exact_refs)
@@ -144,6 +148,9 @@ Violations ManagerImpl::verify() const {
                         (block.refs == 0 || (block.hot_refs == 0 && block.frame != FrameId::kNone));
     if (block.candidate != should) fail("block {}: {} a candidate for eviction", i, should ? "is not" : "must not be");
   }
+  if (cold != cold_slots_ || copied != copied_slots_ || storing != storing_slots_ || live_slots != pool_->live_slots())
+    fail("slots: {} cold, {} of no sequence with a copy, {} being stored and {} live, counted {}, {}, {} and {}", cold,
+         copied, storing, live_slots, cold_slots_, copied_slots_, storing_slots_, pool_->live_slots());
   if (in_use != pool_->block_count()) fail("blocks: {} records in use, {} counted", in_use, pool_->block_count());
   if (candidates != slot_policy_->candidates())
     fail("eviction: {} blocks are candidates, the policy knows {}", candidates, slot_policy_->candidates());
@@ -165,6 +172,8 @@ Violations ManagerImpl::verify() const {
   if (keys != index_->key_count() || reached - keys != index_->duplicate_count())
     fail("index: {} keys and {} duplicates, counted {} and {}", keys, reached - keys, index_->key_count(),
          index_->duplicate_count());
+
+  for (const std::string& line : index_->check()) fail("{}", line);
 
   // Slots: each is the null slot, free, being filled, or one block's.
   std::uint32_t free_slots = 0, loading = 0, bound = 0, absent = 0;
@@ -196,6 +205,7 @@ Violations ManagerImpl::verify() const {
       }
     }
   }
+  if (bound != pool_->bound_slots()) fail("slots: {} hold a block, {} counted", bound, pool_->bound_slots());
   if (loading != loading_slots_) fail("slots: {} being filled, {} counted", loading, loading_slots_);
   if (free_slots != pool_->free_slots()) fail("slots: {} free, {} counted", free_slots, pool_->free_slots());
   if (1 + free_slots + loading + bound + absent != pool_->slot_count())

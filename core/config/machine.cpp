@@ -7,6 +7,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "firn/config.h"
+
 namespace firn {
 namespace {
 
@@ -124,6 +126,13 @@ void read_quota(const std::string& text, Machine& machine) {
     machine.cpu_quota = std::min(machine.cpu_quota.value_or(1e9), quota / period);
 }
 
+void take_process_limit(const std::string& folder, Machine& machine) {
+  const std::optional<std::uint64_t> limit = parse_number(read_text(folder + "/pids.max"));  // or "max"
+  if (!limit || (machine.cgroup_process_limit && *machine.cgroup_process_limit <= *limit)) return;
+  machine.cgroup_process_limit = limit;
+  machine.cgroup_processes = parse_number(read_text(folder + "/pids.current")).value_or(0);
+}
+
 // Calls visit(folder) for the cgroup and each of its parents up to the mount: any of them may set the limit. In a
 // container the path may be that of the host and missing here; then the mount itself is ours.
 template <class Visit>
@@ -143,7 +152,10 @@ void read_cgroups(const std::string& root, Machine& machine) {
                parse_number(read_text(folder + "/memory.current")).value_or(0),
                find_number(read_text(folder + "/memory.stat"), "inactive_file").value_or(0), machine);
     read_quota(first_line(folder + "/cpu.max"), machine);
+    take_process_limit(folder, machine);
   });
+  visit_cgroups(mount + "/pids", cgroup_folder(cgroups, "pids"),
+                [&](const std::string& folder) { take_process_limit(folder, machine); });
   visit_cgroups(mount + "/memory", cgroup_folder(cgroups, "memory"), [&](const std::string& folder) {
     take_limit(folder, parse_number(read_text(folder + "/memory.limit_in_bytes")),
                parse_number(read_text(folder + "/memory.usage_in_bytes")).value_or(0),
@@ -155,12 +167,15 @@ void read_cgroups(const std::string& root, Machine& machine) {
   });
 }
 
+std::optional<std::uint64_t> find_limit(const std::string& limits, std::string_view name) {
+  const std::size_t at = limits.find(name);
+  return at == std::string::npos ? std::nullopt : parse_number(std::string_view(limits).substr(at + name.size()));
+}
+
 void read_limits(const std::string& root, Machine& machine) {
-  constexpr std::string_view kMemlock = "Max locked memory";
   const std::string limits = read_text(root + "/proc/self/limits");
-  const std::size_t at = limits.find(kMemlock);
-  if (at != std::string::npos)
-    machine.memlock_bytes = parse_number(std::string_view(limits).substr(at + kMemlock.size()));
+  machine.memlock_bytes = find_limit(limits, "Max locked memory");
+  machine.process_limit = find_limit(limits, "Max processes");
   // "always [madvise] never": the one in brackets is on.
   const std::string pages = first_line(root + "/sys/kernel/mm/transparent_hugepage/enabled");
   const std::size_t open = pages.find('['), close = pages.find(']');
@@ -186,6 +201,22 @@ void read_nodes(const std::string& root, Machine& machine) {
 
 std::uint64_t Machine::usable_bytes() const {
   return std::min(available_bytes, cgroup_available_bytes.value_or(available_bytes));
+}
+
+std::string Machine::memory_text() const {
+  std::string text =
+      fmt::format("{}, of which {} are available", format_bytes(memory_bytes), format_bytes(available_bytes));
+  if (cgroup_limit_bytes && cgroup_available_bytes)
+    text += fmt::format("; the cgroup {} allows {}, of which {} are left", cgroup_path,
+                        format_bytes(*cgroup_limit_bytes), format_bytes(*cgroup_available_bytes));
+  return text;
+}
+
+std::string Machine::process_text() const {
+  const std::string own = process_limit ? std::to_string(*process_limit) : "unlimited";
+  if (!cgroup_process_limit) return fmt::format("RLIMIT_NPROC (ulimit -u) is {}", own);
+  return fmt::format("RLIMIT_NPROC (ulimit -u) is {}, the cgroup's pids.max {} with {} in use", own,
+                     *cgroup_process_limit, cgroup_processes);
 }
 
 Machine inspect_machine(const std::string& root) {

@@ -16,8 +16,9 @@
 // Memory:   create() takes the pool, staging, workspace and tables; what grows later is charged to the metadata budget.
 // Blocking: no call waits for the mover or a device unless it is named wait_*. One exception: with a lossy host.codec
 //           in strict mode, begin, resume, attend and rewind code what commit has made lossy, or wait for the mover to
-//           finish it.
-// Failures: a call that fails leaves every reference, queue and byte as it was, unless it says otherwise.
+//           finish it. In the child of a fork() every call of a manager made before it answers kUnavailable.
+// Failures: nothing throws. Memory that runs out is kNoSpace; calls without a status answer with nothing then.
+//           A call that fails leaves every reference, queue and byte as it was, unless it says otherwise.
 #pragma once
 
 #include <cstddef>
@@ -183,10 +184,13 @@ using Violations = std::vector<std::string>;
 struct ManagerEnvironment {
   ThreadPool* threads = nullptr;
   Device* device = nullptr;
-  std::function<Instant()> clock;  // default: the steady clock
+  std::function<Instant()> clock = {};  // default: the steady clock
   // Device "none" with a host tier, for simulations: raw bytes by frame bytes, since there is nothing to encode. The
   // tier's books are kept in full, and its memory is never touched. 0: device "none" has no host tier.
   double assumed_ratio = 0;
+  // What pool, host tier and tables may have of the machine's memory together; create() and resize_pool() refuse more
+  // (kNoSpace), whether it would be touched or not. 0: what the system and the cgroup say is available.
+  std::uint64_t memory_bytes = 0;
 };
 
 class FIRN_API Manager {

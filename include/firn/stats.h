@@ -73,6 +73,7 @@ struct Stats {
                 ending_dropped = 0;           // blocks that free() queued for storing; that found no room there
   std::uint64_t slots_cleared = 0;            // zeroed before another namespace got them
   std::uint64_t events = 0, events_lost = 0;  // told; of those, not in the ring any more
+  std::uint64_t trace_lines = 0, trace_lines_lost = 0;  // of trace.record: in the file; not written (dump() says why)
 };
 
 // Every figure of Stats with its name, "slots_free" or "misses.never_stored", in the order above.

@@ -4,6 +4,9 @@
 //           size 1 has no thread of its own and runs everything inline, in index order.
 // Memory:   nothing is allocated after construction.
 // Lifetime: outlives every call; the destructor joins.
+// Limits:   where the system refuses a thread (RLIMIT_NPROC, a cgroup's pids.max), the pool has fewer; size() says how
+//           many. In the child of a fork() the threads are not there: everything runs inline, and the destructor
+//           returns.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +27,8 @@ class FIRN_API ThreadPool {
 
   unsigned size() const;  // threads that work on a loop, the caller included
   // Runs body(i) for every i in [0, count), each exactly once, in any order and on any thread; returns when all are
-  // done. A body must not call parallel_for of the same pool.
+  // done. A body must not call parallel_for of the same pool. What a body throws comes out here, when every thread has
+  // left the loop; indices that were not begun by then are left out.
   void parallel_for(std::size_t count, const std::function<void(std::size_t)>& body);
   // The same, and tells the body which worker runs it: [0, size()), for per-thread scratch memory.
   void parallel_for_worker(std::size_t count, const std::function<void(std::size_t index, unsigned worker)>& body);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "core/prefix_index.h"
@@ -99,8 +100,17 @@ TEST_P(PrefixIndexRandom, AgreesWithAMap) {
     }
     ASSERT_EQ(index.key_count(), map.size()) << "seed " << GetParam() << ", step " << step;
     ASSERT_EQ(index.duplicate_count(), all.size() - map.size());
+    ASSERT_TRUE(index.check().empty()) << index.check().front() << ", seed " << GetParam() << ", step " << step;
     if (step % 16 == 0) {
-      for (const auto& [key, holders] : map) check(key);
+      for (const auto& [key, holders] : map) {
+        check(key);
+        BlockId at = index.find(key);
+        for (const BlockId holder : holders) {  // the earliest first
+          ASSERT_EQ(at, holder);
+          at = pool.block(at).next_duplicate;
+        }
+        ASSERT_EQ(at, BlockId::kNone);
+      }
     }
   }
   std::size_t visited = 0;
@@ -111,6 +121,30 @@ TEST_P(PrefixIndexRandom, AgreesWithAMap) {
   EXPECT_EQ(visited, map.size());
 }
 INSTANTIATE_TEST_SUITE_P(Seeds, PrefixIndexRandom, testing::Range(1u, 11u));
+
+// Every block with one key: the table has room for all of their links, and whoever goes finds his neighbours.
+TEST(PrefixIndex, OneKeyMayFillIt) {
+  constexpr std::uint32_t kBlocks = 3000;
+  std::mt19937 random(7);
+  BlockPool pool(2, kBlocks);
+  PrefixIndex index(pool, kBlocks);
+  std::vector<BlockId> all;
+  for (std::uint32_t i = 0; i < kBlocks; ++i) {
+    all.push_back(pool.make_record());
+    pool.block(all.back()).key = key_at(0.5, 1, 1);
+    index.insert(all.back());
+  }
+  ASSERT_EQ(index.check(), std::vector<std::string>());
+  std::shuffle(all.begin(), all.end(), random);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    index.remove(all[i]);
+    if (i % 500 != 0) continue;
+    ASSERT_EQ(index.check(), std::vector<std::string>()) << "after " << i + 1;
+  }
+  EXPECT_EQ(index.key_count(), 0u);
+  EXPECT_EQ(index.duplicate_count(), 0u);
+  EXPECT_EQ(index.check(), std::vector<std::string>());
+}
 
 }  // namespace
 }  // namespace firn

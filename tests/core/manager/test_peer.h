@@ -1,12 +1,13 @@
 // test_peer.h: the one way into a manager's inside, for tests that break it or its host tier.
 #pragma once
 
+#include "core/guarded_manager.h"
 #include "core/manager_impl.h"
 
 namespace firn {
 
 struct ManagerTestPeer {
-  static ManagerImpl& of(Manager& manager) { return static_cast<ManagerImpl&>(manager); }
+  static ManagerImpl& of(Manager& manager) { return static_cast<GuardedManager&>(manager).inside(); }
   static BlockPool& pool(Manager& manager) { return *of(manager).pool_; }
   static PrefixIndex& index(Manager& manager) { return *of(manager).index_; }
   static FrameTable& frames(Manager& manager) { return *of(manager).frames_; }
@@ -64,7 +65,7 @@ struct ManagerTestPeer {
     std::unique_ptr<ManagerImpl> manager(new ManagerImpl(config, model, environment));
     manager->fail_charge_ = nth;
     FIRN_TRY(manager->set_up());
-    return std::unique_ptr<Manager>(std::move(manager));
+    return std::unique_ptr<Manager>(std::make_unique<GuardedManager>(std::move(manager)));
   }
 
   // Turns one bit of every frame the manager has in its host tier.
