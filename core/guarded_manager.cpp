@@ -76,6 +76,11 @@ Result<Fence> GuardedManager::attend(std::uint32_t layer, std::span<const StepRo
   return answer([&] { return to_->attend(layer, rows, params, q, out); });
 }
 
+Status GuardedManager::gather(SeqId seq, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                              std::span<std::byte> k, std::span<std::byte> v) {
+  return answer([&] { return to_->gather(seq, layer, first, count, k, v); });
+}
+
 Status GuardedManager::commit(SeqId seq, std::span<const TokenId> tokens) {
   return answer([&] { return to_->commit(seq, tokens); });
 }
@@ -247,6 +252,10 @@ std::vector<NodePlacement> GuardedManager::host_placement() const {
 
 Result<std::uint64_t> GuardedManager::hash_slot(SlotId slot) const {
   return answer([&] { return to_->hash_slot(slot); });
+}
+
+Result<BlockView> GuardedManager::slot_view(SlotId slot, std::uint32_t layer) const {
+  return answer([&] { return to_->slot_view(slot, layer); });
 }
 
 Result<SlotInfo> GuardedManager::slot_info(SlotId slot) const {

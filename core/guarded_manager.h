@@ -30,6 +30,8 @@ class GuardedManager final : public Manager {
   Result<Fence> append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k, DeviceAddress v) override;
   Result<Fence> attend(std::uint32_t layer, std::span<const StepRows> rows, const AttendParams& params, DeviceAddress q,
                        DeviceAddress out) override;
+  Status gather(SeqId seq, std::uint32_t layer, std::uint32_t first, std::uint32_t count, std::span<std::byte> k,
+                std::span<std::byte> v) override;
   Status commit(SeqId seq, std::span<const TokenId> tokens) override;
   Result<SeqId> fork(SeqId seq) override;
   Status rewind(SeqId seq, std::uint32_t n) override;
@@ -77,6 +79,7 @@ class GuardedManager final : public Manager {
   Device& device() override { return to_->device(); }
   std::vector<NodePlacement> host_placement() const override;
   Result<std::uint64_t> hash_slot(SlotId slot) const override;
+  Result<BlockView> slot_view(SlotId slot, std::uint32_t layer) const override;
   Result<SlotInfo> slot_info(SlotId slot) const override;
   std::vector<SlotId> reuse_order() const override;
   Violations verify() const override;
