@@ -105,6 +105,10 @@ Result<PrefixMatch> GuardedManager::resume(SeqId seq) {
   return answer([&] { return to_->resume(seq); });
 }
 
+bool GuardedManager::has_sequence(SeqId seq) const {
+  return value([&] { return to_->has_sequence(seq); });
+}
+
 std::uint32_t GuardedManager::token_count(SeqId seq) const {
   return value([&] { return to_->token_count(seq); });
 }

@@ -38,6 +38,7 @@ class GuardedManager final : public Manager {
   Status free(SeqId seq, const Fence& fence) override;
   Status preempt(SeqId seq, const Fence& fence) override;
   Result<PrefixMatch> resume(SeqId seq) override;
+  bool has_sequence(SeqId seq) const override;
   std::uint32_t token_count(SeqId seq) const override;
   std::uint32_t usable_tokens(SeqId seq) const override;
   std::vector<SlotId> block_table(SeqId seq, PageSetId page_set) const override;
