@@ -934,14 +934,15 @@ firn_code firn_wait_room(firn_manager* manager, firn_seq seq, uint32_t new_token
 firn_code firn_wait_fence(firn_manager* manager, const firn_fence* fence, int64_t timeout_ns) {
   return on(manager, {}, [&](Manager& m) -> Status {
     FIRN_ASSIGN(const firn::Fence until, fence_of(fence));
-    return m.device().timeline().wait(until, timeout_ns);
+    return m.wait_fence(until, timeout_ns);
   });
 }
 
 firn_code firn_fence_passed(firn_manager* manager, const firn_fence* fence, int32_t* passed) {
   return on(manager, {{passed, "passed"}}, [&](Manager& m) -> Status {
     FIRN_ASSIGN(const firn::Fence until, fence_of(fence));
-    *passed = m.device().timeline().passed(until);
+    FIRN_ASSIGN(const bool has, m.fence_passed(until));
+    *passed = has;
     return {};
   });
 }

@@ -70,7 +70,9 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   Lock lock(mutex_);
   run_deferred();
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "preempt"));
-  const bool waits = fence.kind != Fence::Kind::kNone && !fence_passed(fence);
+  const Result<bool> passed = ask_fence(fence);
+  if (!passed.ok()) return passed.status().with_context("preempt");
+  const bool waits = !*passed;
   Ledger::Charge charge;
   if (waits) {
     if (sequences_.size() + deferred_.size() >= kMostHolders)

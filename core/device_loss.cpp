@@ -143,11 +143,34 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
 }
 
 // Fences of a device that is gone have passed.
-bool ManagerImpl::fence_passed(const Fence& fence) const {
-  const bool of_lost = std::find(lost_handles_.begin(), lost_handles_.end(), fence.handle) != lost_handles_.end() &&
-                       fence.handle != device_->timeline().last().handle;
-  return fence.kind == Fence::Kind::kNone || (fence.kind == Fence::Kind::kTimeline && of_lost) ||
-         device_->timeline().passed(fence);
+bool ManagerImpl::of_lost_device(const Fence& fence) const {
+  return fence.kind == Fence::Kind::kTimeline && fence.handle != device_->timeline().last().handle &&
+         std::find(lost_handles_.begin(), lost_handles_.end(), fence.handle) != lost_handles_.end();
+}
+
+Result<bool> ManagerImpl::ask_fence(const Fence& fence) const {
+  if (fence.kind == Fence::Kind::kNone || of_lost_device(fence)) return true;
+  const Status status = device_->timeline().wait(fence, 0);
+  if (status.ok() || status.code() == Code::kIo) return true;  // a device that is lost reads nothing any more
+  if (status.code() == Code::kUnavailable) return false;
+  return status;
+}
+
+Result<bool> ManagerImpl::fence_passed(const Fence& fence) const {
+  Lock lock(mutex_);
+  Result<bool> passed = ask_fence(fence);
+  if (!passed.ok()) return passed.status().with_context("fence_passed");
+  return passed;
+}
+
+Status ManagerImpl::wait_fence(const Fence& fence, std::int64_t timeout_ns) {
+  Device* asked = nullptr;
+  {
+    Lock lock(mutex_);
+    if (of_lost_device(fence)) return {};
+    asked = device_;
+  }
+  return asked->timeline().wait(fence, timeout_ns).with_context("wait_fence");
 }
 
 }  // namespace firn

@@ -128,6 +128,8 @@ class ManagerImpl final : public Manager {
   Status wait(Ticket ticket, std::int64_t timeout_ns) override;
   Status wait_idle(std::int64_t timeout_ns) override;
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
+  Status wait_fence(const Fence& fence, std::int64_t timeout_ns) override;
+  Result<bool> fence_passed(const Fence& fence) const override;
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
   Result<DeviceLoss> replace_device(Device* device) override;
   Result<PoolResize> resize_pool(std::uint64_t budget_bytes) override;
@@ -372,7 +374,9 @@ class ManagerImpl final : public Manager {
   void give_back_device();
   void drop_queued();  // moves that nobody will ever make
   bool lose_slot(BlockId id);
-  bool fence_passed(const Fence& fence) const;  // also of devices that were lost
+  bool of_lost_device(const Fence& fence) const;
+  // Whether it has passed, also of devices that were lost. kInvalidArgument: nobody here can ever tell.
+  Result<bool> ask_fence(const Fence& fence) const;
 
   // --- slot_fences.cpp: what the device may still read where the host is going to write ---
   void note_slot_left(SlotId slot);  // its block leaves it, or nobody live holds that block any more
@@ -424,7 +428,7 @@ class ManagerImpl final : public Manager {
   Result<MemoryTier::Reservation> reserve_frame(Lock& lock, std::size_t bytes, std::uint16_t name_space);
   void finish(Ticket ticket);
   void worker();
-  Status wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
+  Status wait_device(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
   const PageSet& set_of(const Frame& frame) const { return layout_.sets[index(frame.page_set)]; }
   static ExtentShape extent_shape(const PageSet& set, std::uint32_t blocks);
   FrameLabel label_of(const Frame& frame) const;

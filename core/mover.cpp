@@ -246,13 +246,13 @@ void ManagerImpl::worker() {
     if (stores_.empty() && loads_.empty()) {
       work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
     } else {  // in slices: neither loads nor the destructor wait for a device that is slow
-      wait_fence(lock, blocked_on_, kSliceNs).ok();
+      wait_device(lock, blocked_on_, kSliceNs).ok();
     }
   }
 }
 
 // Lets go of the lock. A device that is lost finishes nothing: what waits for it is dropped and counted.
-Status ManagerImpl::wait_fence(Lock& lock, const Fence& fence, std::int64_t timeout_ns) {
+Status ManagerImpl::wait_device(Lock& lock, const Fence& fence, std::int64_t timeout_ns) {
   const Fence waited = fence;  // the queue that it is in may change meanwhile
   Device* const asked = device_;
   lock.unlock();
@@ -269,7 +269,7 @@ Status ManagerImpl::settle_lossy(Lock& lock) {
   while (lossy_pending_ != 0) {
     if (run_one(lock, /*background=*/false)) continue;
     if (!stores_.empty()) {
-      FIRN_TRY(wait_fence(lock, blocked_on_, kLongestWaitNs));
+      FIRN_TRY(wait_device(lock, blocked_on_, kLongestWaitNs));
     } else {
       moved_.wait(lock, [&] { return lossy_pending_ == 0 || !stores_.empty(); });  // the worker has the last one
     }
@@ -557,9 +557,9 @@ Status ManagerImpl::wait_until(Lock& lock, std::int64_t timeout_ns, std::string_
       // Nobody tells when a fence passes.
       moved_.wait_until(lock, deferred_.empty() ? deadline : std::min(deadline, steady_clock::now() + kFencePoll));
     } else if (!stores_.empty() || !loads_.empty()) {
-      FIRN_TRY(wait_fence(lock, blocked_on_, left_ns).with_context(what));
+      FIRN_TRY(wait_device(lock, blocked_on_, left_ns).with_context(what));
     } else if (!deferred_.empty()) {
-      FIRN_TRY(wait_fence(lock, deferred_.front().fence, left_ns).with_context(what));
+      FIRN_TRY(wait_device(lock, deferred_.front().fence, left_ns).with_context(what));
     } else {
       return {};  // nothing left that could change the answer
     }
@@ -586,7 +586,7 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
   run_deferred();
   if (copy_must_wait(*seq)) {
-    FIRN_TRY(wait_fence(lock, device_->timeline().last(), timeout_ns).with_context("wait_room"));
+    FIRN_TRY(wait_device(lock, device_->timeline().last(), timeout_ns).with_context("wait_room"));
     FIRN_ASSIGN(seq, get_sequence(id, "wait_room"));
   }
   // Steps of other threads keep cold blocks from being given up.

@@ -1061,10 +1061,12 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   run_deferred();
   Sequence* seq = find_sequence(id);
   if (!seq) return get_sequence(id, "free").status();
+  const Result<bool> passed = ask_fence(fence);
+  if (!passed.ok()) return passed.status().with_context("free");
   record_request(*seq);
   take_reserved(*seq, seq->reserved);
   queue_cold(*seq, /*ending=*/true);
-  if (fence.kind != Fence::Kind::kNone && !fence_passed(fence)) {
+  if (!*passed) {
     deferred_.push_back(
         {std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge), seq->small, seq->exact()});
     seq->small = false;

@@ -41,6 +41,9 @@ constexpr auto kNames = [] {
 }  // namespace
 
 Result<std::unique_ptr<EvictionPolicy>> make_policy(std::string_view name, std::uint32_t capacity) {
+  if (capacity > kMaxPolicyIds)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("eviction: capacity {}: at most {} ids are supported", capacity, kMaxPolicyIds));
   if (name == "lru") return make_lru_policy(capacity);
   for (const Entry& rule : kRules)
     if (name == rule.name) return make_ranked_policy(name, capacity, rule.make);

@@ -36,7 +36,7 @@ class LruPolicy final : public EvictionPolicy {
   // A candidate that is inserted again takes the new facts and counts as just used.
   void on_insert(const BlockFacts& facts, Instant) override {
     const std::uint32_t id = index(facts.id);
-    FIRN_CHECK(id < capacity_);
+    if (id >= capacity_) return;
     if (is_candidate(id)) {
       unlink(id);
     } else {
@@ -124,7 +124,7 @@ class LruPolicy final : public EvictionPolicy {
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity) {
-  FIRN_CHECK(capacity <= kMaxPolicyIds);
+  if (capacity > kMaxPolicyIds) return nullptr;
   return std::make_unique<LruPolicy>(capacity);
 }
 

@@ -26,7 +26,7 @@ class RankedPolicy final : public EvictionPolicy {
 
   void on_insert(const BlockFacts& facts, Instant now) override {
     const std::uint32_t id = index(facts.id);
-    FIRN_CHECK(id < capacity_);
+    if (id >= capacity_) return;
     bool returning = facts.key_hash != 0 && names_[id] == facts.key_hash && !(flags_[id] & kEvicted);
     if (flags_[id] & kCandidate) {
       ranking(id).remove(id, /*evicted=*/false);

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
+
 #include "core/base/attention.h"
+#include "core/base/fences.h"
 
 namespace firn {
 namespace {
@@ -46,6 +49,28 @@ Status validate_mass(const AttendBatch& batch) {
 }
 
 }  // namespace
+
+std::uint64_t next_timeline_handle() {
+  static std::atomic<std::uint64_t> next{1};
+  return next.fetch_add(1, std::memory_order_relaxed);
+}
+
+Status check_fence(const Fence& fence, const Fence& last) {
+  switch (fence.kind) {
+    case Fence::Kind::kNone:
+      return {};
+    case Fence::Kind::kTimeline:
+      if (fence.handle != last.handle)
+        return invalid("fence: timeline {} is that of another device or manager, this one is {}", fence.handle,
+                       last.handle);
+      if (fence.value > last.value)
+        return invalid("fence: value {} was not given out yet; the newest is {}", fence.value, last.value);
+      return {};
+    case Fence::Kind::kExternal:
+      return invalid("fence: this device cannot wait for an external one; wait for it yourself, before the call");
+  }
+  return invalid("fence: kind {} is none of none, timeline and external", static_cast<int>(fence.kind));
+}
 
 Result<Region> Memory::import_host(std::byte*, std::uint64_t) {
   return Status(Code::kUnavailable, info().name + " does not import host memory; use a staging region");

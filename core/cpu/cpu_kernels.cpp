@@ -108,7 +108,7 @@ Result<Fence> CpuKernels::copy(const CopyBatch& batch) {
 }
 
 Result<Fence> CpuKernels::fill(const Region& region, std::uint64_t offset, std::uint64_t bytes, std::uint8_t value) {
-  FIRN_CHECK(region.host != nullptr);
+  if (region.host == nullptr) return Status(Code::kInvalidArgument, "fill: the region has no host pointer");
   if (offset > region.bytes || bytes > region.bytes - offset)
     return Status(Code::kInvalidArgument, "fill: bytes " + std::to_string(offset) + " to " +
                                               std::to_string(offset + bytes) + " do not lie within a region of " +

@@ -4,28 +4,23 @@
 #include <atomic>
 #include <cstdint>
 
-#include "core/base/check.h"
+#include "core/base/fences.h"
 #include "firn/device.h"
 
 namespace firn::cpu {
 
 class HostTimeline final : public Timeline {
  public:
-  Fence next() { return {Fence::Kind::kTimeline, kHandle, count_.fetch_add(1, std::memory_order_acq_rel) + 1}; }
-  Fence last() const override { return {Fence::Kind::kTimeline, kHandle, count_.load(std::memory_order_acquire)}; }
+  Fence next() { return {Fence::Kind::kTimeline, handle_, count_.fetch_add(1, std::memory_order_acq_rel) + 1}; }
+  Fence last() const override { return {Fence::Kind::kTimeline, handle_, count_.load(std::memory_order_acquire)}; }
   bool passed(const Fence& fence) const override {
-    if (fence.kind == Fence::Kind::kTimeline)
-      FIRN_CHECK(fence.handle == kHandle &&
-                 fence.value <= count_.load(std::memory_order_acquire));  // ours, and given out
-    return fence.kind != Fence::Kind::kExternal;
+    return fence.kind == Fence::Kind::kNone || (fence.kind == Fence::Kind::kTimeline && fence.handle == handle_ &&
+                                                fence.value <= count_.load(std::memory_order_acquire));
   }
-  Status wait(const Fence& fence, std::int64_t) override {
-    if (passed(fence)) return {};
-    return Status(Code::kInvalidArgument, "external fences cannot be waited for in host memory; wait before the call");
-  }
+  Status wait(const Fence& fence, std::int64_t) override { return check_fence(fence, last()); }
 
  private:
-  static constexpr std::uint64_t kHandle = 1;
+  const std::uint64_t handle_ = next_timeline_handle();
   std::atomic<std::uint64_t> count_{0};
 };
 

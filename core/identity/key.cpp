@@ -119,8 +119,7 @@ KeyChain::KeyChain(const Digest& identity, std::string_view salt) {
 }
 
 Key KeyChain::next(const Key& parent, std::span<const TokenId> tokens, std::span<const std::byte> extra) const {
-  FIRN_CHECK(tokens.size() == kBlockTokens);
-  FIRN_CHECK(extra.size() <= kMaxExtraBytes);
+  if (tokens.size() != kBlockTokens || extra.size() > kMaxExtraBytes) return {};
   // One buffer, one update: the hasher sees two whole 64-byte blocks at once instead of pieces to collect.
   std::uint8_t message[kKeyBytes + 4 + 4 * kBlockTokens + 4];
   std::memcpy(message, parent.bytes.data(), kKeyBytes);

@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <numeric>
 
 #include "core/base/check.h"
+#include "core/base/fences.h"
 
 namespace firn::vk {
 namespace {
@@ -16,11 +16,6 @@ constexpr std::size_t kMaxInFlight = 64;        // submissions
 constexpr std::uint32_t kShuffledCalls = 8;     // held back to be shuffled
 constexpr std::uint64_t kWorkBytes = 1u << 30;  // of one submission: 20 ms where 50 GB/s are reached
 constexpr std::int64_t kForever = std::numeric_limits<std::int64_t>::max();
-
-std::uint64_t next_handle() {
-  static std::atomic<std::uint64_t> next{0x766b0000};  // apart from the handles of devices in host memory
-  return next.fetch_add(1);
-}
 
 // Whatever came before is finished and visible to whatever comes behind.
 VkMemoryBarrier2 between_operations() {
@@ -57,7 +52,7 @@ Result<std::unique_ptr<Queue>> Queue::create(Context& context, DeviceMemory& mem
 }
 
 Status Queue::set_up(bool exportable) {
-  handle_ = next_handle();
+  handle_ = next_timeline_handle();
   submission_bytes_ = context_.hooks.submission_bytes != 0 ? context_.hooks.submission_bytes : kWorkBytes;
   const DeviceApi& api = context_.api;
   VkPushConstantRange range{VK_SHADER_STAGE_COMPUTE_BIT, 0, 128};
@@ -148,12 +143,16 @@ Fence Queue::last() const {
   return {Fence::Kind::kTimeline, handle_, promised_};
 }
 
+// What was promised and could not be submitted is taken back; then nothing is promised any more.
+Status Queue::check(const Fence& fence) const {
+  return check_fence(fence, {Fence::Kind::kTimeline, handle_, context_.lost() ? ~std::uint64_t{0} : promised_});
+}
+
 bool Queue::passed(const Fence& fence) const {
   if (fence.kind == Fence::Kind::kNone) return true;
-  if (fence.kind == Fence::Kind::kExternal) return false;
   {
     std::lock_guard lock(mutex_);
-    FIRN_CHECK(fence.handle == handle_ && (fence.value <= promised_ || context_.lost()));  // ours, and given out
+    if (!check(fence).ok()) return false;
     // Somebody asks, so nothing may be held back. Failing is said to those who wait.
     if (fence.value > submitted_) const_cast<Queue*>(this)->flush().ok();
   }
@@ -162,12 +161,9 @@ bool Queue::passed(const Fence& fence) const {
 
 Status Queue::wait(const Fence& fence, std::int64_t timeout_ns) {
   if (fence.kind == Fence::Kind::kNone) return {};
-  if (fence.kind == Fence::Kind::kExternal)
-    return Status(Code::kInvalidArgument,
-                  "external fences cannot be waited for by the vulkan device; wait before the call");
   {
     std::lock_guard lock(mutex_);
-    FIRN_CHECK(fence.handle == handle_ && (fence.value <= promised_ || context_.lost()));
+    FIRN_TRY(check(fence));
     if (fence.value > submitted_) FIRN_TRY(flush());
   }
   return wait_value(fence.value, timeout_ns);

@@ -105,6 +105,7 @@ class Queue final : public Timeline {
   Status submit(std::span<const std::size_t> order, std::uint64_t value);
   void record(VkCommandBuffer buffer, Operation& operation);
   void check(const Operation& operation) const;
+  Status check(const Fence& fence) const;
 
   Context& context_;
   DeviceMemory& memory_;

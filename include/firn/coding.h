@@ -90,7 +90,7 @@ class FIRN_API CodingKernels {
   static std::uint64_t scratch_bytes(const TransformBatch& batch);
   // u32 [group][4]: first component, size, bits, and where the group begins in a payload of one block.
   static std::vector<std::uint32_t> group_table(std::span<const CoefficientGroup> groups);
-  // sums as an encode left them.
+  // sums as an encode left them; of any other size they say nothing, and so does what is folded (coded: false).
   static CodingSums fold(const IntegerBatch& batch, std::uint32_t block_count, std::span<const float> sums);
   static CodingSums fold(const StackTransform& stack, std::uint32_t block_count, std::span<const float> sums);
 };

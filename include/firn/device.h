@@ -34,9 +34,11 @@ struct Fence {
 class FIRN_API Timeline {
  public:
   virtual ~Timeline() = default;
-  virtual Fence last() const = 0;  // the fence after everything submitted so far
-  virtual bool passed(const Fence& fence) const = 0;
-  // Blocks. kUnavailable: the deadline (nanoseconds from now) went by first; kIo: the device is lost.
+  virtual Fence last() const = 0;                     // the fence after everything submitted so far
+  virtual bool passed(const Fence& fence) const = 0;  // false of a fence that wait() refuses
+  // Blocks. kUnavailable: the deadline (nanoseconds from now) went by first; kIo: the device is lost; kInvalidArgument:
+  // another timeline's fence, or one that was not given out yet, or external where this device knows of none. A device
+  // of your own that can wait for external fences takes them here and in passed(); those of this library take none.
   virtual Status wait(const Fence& fence, std::int64_t timeout_ns = std::numeric_limits<std::int64_t>::max()) = 0;
 };
 

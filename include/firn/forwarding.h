@@ -64,6 +64,8 @@ class ForwardingManager : public Manager {
   std::size_t pump(std::size_t max_jobs) override { return to_.pump(max_jobs); }
   Status wait(Ticket ticket, std::int64_t timeout_ns) override { return to_.wait(ticket, timeout_ns); }
   Status wait_idle(std::int64_t timeout_ns) override { return to_.wait_idle(timeout_ns); }
+  Status wait_fence(const Fence& fence, std::int64_t timeout_ns) override { return to_.wait_fence(fence, timeout_ns); }
+  Result<bool> fence_passed(const Fence& fence) const override { return to_.fence_passed(fence); }
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override {
     return to_.wait_room(seq, new_tokens, timeout_ns);
   }

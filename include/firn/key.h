@@ -53,7 +53,8 @@ class FIRN_API KeyChain {
   // salt: the namespace's secret; an empty one is the public namespace.
   KeyChain(const Digest& identity, std::string_view salt);
   // The key of one full block: kBlockTokens tokens after parent (zero for the first block of a sequence).
-  // extra: adapter, media hash with offset, whatever else decides what the tokens mean; at most 4,096 bytes.
+  // extra: adapter, media hash with offset, whatever else decides what the tokens mean; at most 4,096 bytes. Other
+  // counts than these name nothing: zero.
   Key next(const Key& parent, std::span<const TokenId> tokens, std::span<const std::byte> extra = {}) const;
   // Keys of all full blocks of a sequence: tokens.size() / kBlockTokens of them.
   std::vector<Key> keys(std::span<const TokenId> tokens) const;

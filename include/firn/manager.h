@@ -226,7 +226,9 @@ class FIRN_API Manager {
   virtual Result<SeqId> fork(SeqId seq) = 0;
   // Keeps the first n committed tokens. Dropped tokens that no other sequence shares are never matched again.
   virtual Status rewind(SeqId seq, std::uint32_t n) = 0;
-  // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed.
+  // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed. kInvalidArgument:
+  // a fence that this manager's device did not give out or cannot wait for (an external one, on the devices of this
+  // library); nothing has changed.
   virtual Status free(SeqId seq, const Fence& fence = {}) = 0;
 
   // Gives up every block of a sequence that stays in being with its tokens: for a while, others need the room more.
@@ -265,6 +267,11 @@ class FIRN_API Manager {
   virtual Status wait_idle(std::int64_t timeout_ns = 30'000'000'000) = 0;  // nothing queued, nothing running
   // Until allocate(seq, new_tokens) can succeed or cannot any more. Pumps when there is no worker.
   virtual Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns = 30'000'000'000) = 0;
+  // Until what append() and attend() have given the device up to this fence is done. kUnavailable: not yet, the timeout
+  // went by; kIo: the device is lost; kInvalidArgument: not a fence of this manager's device, or none that it can wait
+  // for. Fences of a device that was replaced have passed.
+  virtual Status wait_fence(const Fence& fence, std::int64_t timeout_ns = 30'000'000'000) = 0;
+  virtual Result<bool> fence_passed(const Fence& fence) const = 0;
   // Gives up every slot that no live sequence needs (those with a copy below stay findable). kUnavailable: something is
   // on its way, wait_idle() first, or a step is being computed. Every free slot is overwritten with poison. For tests
   // and demonstrations: nothing of the past is left in the pool.

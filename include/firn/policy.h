@@ -53,7 +53,7 @@ class FIRN_API EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual std::string_view name() const = 0;
-  virtual void on_insert(const BlockFacts& facts, Instant now) = 0;    // becomes a candidate
+  virtual void on_insert(const BlockFacts& facts, Instant now) = 0;  // becomes a candidate; ignored beyond the capacity
   virtual void on_access(BlockId id, Access access, Instant now) = 0;  // ignored if not a candidate
   // A block that is not here was asked for and will be inserted: told before victims() makes room for it. Several may
   // be told before the first of them is inserted.
@@ -69,8 +69,8 @@ inline constexpr std::uint32_t kMaxPolicyIds = (1u << 30) - 8;
 
 // Least recently used. Dead blocks go first, then those of live sequences; within each in order of insertion, which for
 // a freed sequence is tail first, so that a prefix outlives its suffix. capacity: ids are below it; at most
-// kMaxPolicyIds. Everything is O(1); memory is allocated here, and once more when the first candidate of another size
-// comes.
+// kMaxPolicyIds, else it is null. Everything is O(1); memory is allocated here, and once more when the first candidate
+// of another size comes.
 FIRN_API std::unique_ptr<EvictionPolicy> make_lru_policy(std::uint32_t capacity);
 // By name, for configuration; docs/policies.md says what each does. kInvalidArgument lists the names there are. Memory
 // is allocated here, once more when the first block of a live sequence comes, and for names that a rule remembers.

@@ -1154,7 +1154,7 @@ void bind_sequences(nb::class_<PyManager>& manager) {
       .def(
           "wait_fence",
           [](PyManager& self, const Fence& fence, std::int64_t timeout_ns) {
-            self.checked([&](Manager& m) { return m.device().timeline().wait(fence, timeout_ns); });
+            self.checked([&](Manager& m) { return m.wait_fence(fence, timeout_ns); });
           },
           "fence"_a, "timeout_ns"_a = kDefaultWaitNs)
       .def(

@@ -85,6 +85,16 @@ TEST(CpuDevice, FencesHavePassedWhenACallReturnsAndCountUp) {
   const Fence external{Fence::Kind::kExternal, 7, 1};
   EXPECT_FALSE(timeline.passed(external));
   EXPECT_EQ(timeline.wait(external, 0).code(), Code::kInvalidArgument);
+  // Nor are those of another device its own, nor those that nobody has given out.
+  const std::unique_ptr<Device> other = make_cpu_device(threads);
+  ASSERT_TRUE(other->kernels().copy({{Dtype::kF16, 1, 64, 64}, {}}).ok());
+  Fence future = before;
+  ++future.value;
+  for (const Fence& fence : {other->timeline().last(), future, Fence{Fence::Kind::kTimeline, 0, 0}}) {
+    EXPECT_FALSE(timeline.passed(fence));
+    EXPECT_EQ(timeline.wait(fence, 0).code(), Code::kInvalidArgument);
+  }
+  EXPECT_EQ(device->kernels().fill(Region{}, 0, 0, 0).status().code(), Code::kInvalidArgument);
 }
 
 TEST(CpuDevice, CallersOnSeveralThreadsAndDevicesOnOnePoolDoNotDisturbEachOther) {

@@ -97,12 +97,13 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   }
   bool passed(const Fence& fence) const override {
     std::lock_guard lock(mutex_);
-    return lost_ || fence.kind == Fence::Kind::kNone || fence.value <= completed_;  // lost: as a Vulkan device says
+    return check(fence).ok() && is_done(fence);  // lost: as a Vulkan device says
   }
   Status wait(const Fence& fence, std::int64_t timeout_ns) override {
     std::unique_lock lock(mutex_);
-    if (lazy) run_up_to(fence.value);
-    const auto done = [&] { return lost_ || fence.kind == Fence::Kind::kNone || fence.value <= completed_; };
+    if (const Status status = check(fence); !status.ok()) return status;
+    if (lazy && fence.kind == Fence::Kind::kTimeline && timeout_ns > 0) run_up_to(fence.value);
+    const auto done = [&] { return is_done(fence); };
     const auto most = std::chrono::nanoseconds(std::min<std::int64_t>(timeout_ns, 60'000'000'000));
     if (!changed_.wait_for(lock, most, done)) return Status(Code::kUnavailable, "the fence has not passed");
     if (lost_) return Status(Code::kIo, "the device is lost");
@@ -113,6 +114,13 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
     std::lock_guard lock(mutex_);
     run_up_to(submitted_);
     completed_ = submitted_;
+    changed_.notify_all();
+  }
+  // What an engine signals itself, on a timeline of its own that this device knows: external fences of this handle.
+  static constexpr std::uint64_t kEngineTimeline = 99;
+  void signal(std::uint64_t value) {
+    std::lock_guard lock(mutex_);
+    signalled_ = value;
     changed_.notify_all();
   }
   void lose() {
@@ -132,6 +140,17 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
 
  private:
   using Work = std::function<Result<Fence>()>;
+
+  Status check(const Fence& fence) const {
+    if (fence.kind == Fence::Kind::kNone || (fence.kind == Fence::Kind::kTimeline && fence.handle == 7) ||
+        (fence.kind == Fence::Kind::kExternal && fence.handle == kEngineTimeline))
+      return {};
+    return Status(Code::kInvalidArgument, "fence: not one of this device");
+  }
+  bool is_done(const Fence& fence) const {
+    if (lost_ || fence.kind == Fence::Kind::kNone) return true;
+    return fence.value <= (fence.kind == Fence::Kind::kExternal ? signalled_ : completed_);
+  }
 
   template <class T>
   static std::vector<T> copied(std::span<const T> items) {
@@ -165,7 +184,7 @@ class HandDevice final : public Device, public Memory, public Kernels, public Ti
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Work> pending_;  // of a lazy device, not yet done
-  std::uint64_t submitted_ = 0, completed_ = 0;
+  std::uint64_t submitted_ = 0, completed_ = 0, signalled_ = 0;
   bool lost_ = false;
   std::vector<DeviceAddress> imports_;
 };

@@ -433,7 +433,14 @@ TEST_F(Device, FencesPassInOrderAndStrangersAreRefused) {
   for (const Fence& fence : fences) EXPECT_TRUE(device->timeline().passed(fence));
   EXPECT_EQ(arena.region().host[kMiB - 1], std::byte{199});
   EXPECT_TRUE(device->timeline().passed(Fence{}));
-  EXPECT_EQ(device->timeline().wait(Fence{Fence::Kind::kExternal, 1, 1}).code(), Code::kInvalidArgument);
+  Fence future = fences.back();
+  ++future.value;
+  Fence foreign = fences.back();
+  ++foreign.handle;
+  for (const Fence& fence : {Fence{Fence::Kind::kExternal, 1, 1}, future, foreign}) {
+    EXPECT_FALSE(device->timeline().passed(fence));
+    EXPECT_EQ(device->timeline().wait(fence).code(), Code::kInvalidArgument);
+  }
 }
 
 }  // namespace
