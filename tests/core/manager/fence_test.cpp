@@ -42,7 +42,7 @@ void expect_refused(Manager& manager, const Fence& fence, const std::string& say
   EXPECT_EQ(manager.stats().sequences, 0u);
 }
 
-TEST(Fences, ThatThisManagerDidNotGiveOutAreRefused) {
+TEST(ForeignFences, ThatThisManagerDidNotGiveOutAreRefused) {
   for (const char* device : {"cpu", "none"}) {
     SCOPED_TRACE(device);
     const auto manager = make_manager(config_of(device)), other = make_manager(config_of(device));
@@ -65,7 +65,7 @@ TEST(Fences, ThatThisManagerDidNotGiveOutAreRefused) {
 }
 
 // What the engine signals itself keeps slots as long as it says, on a device that can be asked.
-TEST(Fences, OfTheEngineKeepSlotsWhereTheDeviceKnowsThem) {
+TEST(ForeignFences, OfTheEngineKeepSlotsWhereTheDeviceKnowsThem) {
   ThreadPool threads(1);
   HandDevice device(threads);
   const auto manager = make_manager(config_of("cpu"), small_model(), {&threads, &device, {}});
@@ -87,7 +87,7 @@ TEST(Fences, OfTheEngineKeepSlotsWhereTheDeviceKnowsThem) {
   EXPECT_EQ(broken(*manager), "");
 }
 
-TEST(Fences, OfADeviceThatWasReplacedHavePassed) {
+TEST(ForeignFences, OfADeviceThatWasReplacedHavePassed) {
   ThreadPool threads(1);
   HandDevice device(threads);
   const auto manager = make_manager(config_of("cpu"), small_model(), {&threads, &device, {}});
