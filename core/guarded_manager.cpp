@@ -154,6 +154,14 @@ Status GuardedManager::wait_idle(std::int64_t timeout_ns) {
   return answer([&] { return to_->wait_idle(timeout_ns); });
 }
 
+Status GuardedManager::wait_fence(const Fence& fence, std::int64_t timeout_ns) {
+  return answer([&] { return to_->wait_fence(fence, timeout_ns); });
+}
+
+Result<bool> GuardedManager::fence_passed(const Fence& fence) const {
+  return answer([&] { return to_->fence_passed(fence); });
+}
+
 Status GuardedManager::wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) {
   return answer([&] { return to_->wait_room(seq, new_tokens, timeout_ns); });
 }

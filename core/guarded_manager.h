@@ -50,6 +50,8 @@ class GuardedManager final : public Manager {
   std::size_t pump(std::size_t max_jobs) override;
   Status wait(Ticket ticket, std::int64_t timeout_ns) override;
   Status wait_idle(std::int64_t timeout_ns) override;
+  Status wait_fence(const Fence& fence, std::int64_t timeout_ns) override;
+  Result<bool> fence_passed(const Fence& fence) const override;
   Status wait_room(SeqId seq, std::uint32_t new_tokens, std::int64_t timeout_ns) override;
   Result<std::uint32_t> empty_pool(std::uint8_t poison) override;
   Result<DeviceLoss> replace_device(Device* device) override;
