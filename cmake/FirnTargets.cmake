@@ -52,7 +52,7 @@ function(firn_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${ARG_LIBS} firn_flags GTest::gtest GTest::gtest_main)
-  target_compile_definitions(${name} PRIVATE FIRN_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
+  target_compile_definitions(${name} PRIVATE _GLIBCXX_ASSERTIONS FIRN_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
                              FIRN_TEST_GOLDEN="${PROJECT_SOURCE_DIR}/tests/golden" FIRN_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
                              FIRN_BINARY_DIR="${PROJECT_BINARY_DIR}")
   add_test(NAME ${name} COMMAND ${name})

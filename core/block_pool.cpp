@@ -46,7 +46,13 @@ std::uint64_t BlockPool::metadata_bytes(std::uint32_t slot_count, std::uint32_t 
 
 void BlockPool::set_loading(SlotId slot, BlockId id) {
   FIRN_CHECK(at(slot).state == SlotState::kTaken);
-  at(slot) = Slot{index(id), 0, SlotState::kLoading};
+  at(slot) = Slot{index(id), block(id).name_space, SlotState::kLoading};
+  ++tallies_[block(id).name_space].slots;
+}
+
+void BlockPool::stop_loading(const Slot& slot) {
+  Tally& tally = tallies_[slot.previous];
+  if (--tally.slots == 0 && tally.blocks == 0) emptied_.push_back(static_cast<std::uint16_t>(slot.previous));
 }
 
 std::vector<SlotId> BlockPool::free_order() const {

@@ -46,6 +46,7 @@ struct alignas(64) Block {
   // As what the manager counts it while it is a candidate: of a live sequence, or of none and with a copy below.
   bool counted_live : 1 = false;
   bool counted_copied : 1 = false;
+  bool kept_by_family : 1 = false;  // a candidate that may not go: a member of its family has to stay
   bool full() const { return !key.is_zero(); }
 };
 static_assert(sizeof(Block) == 64);
@@ -80,6 +81,7 @@ class BlockPool {
   }
 
   bool has_free_record() const { return free_record_ != BlockId::kNone; }
+  std::uint32_t free_records() const { return block_capacity() - block_count_; }
   BlockId make_record();         // a fresh record without a slot; has_free_record()
   void drop_record(BlockId id);  // refs, slot, frame and key are gone
 
@@ -91,8 +93,9 @@ class BlockPool {
     const Slot& at = slots_[index(slot)];
     return linked(at) ? BlockId::kNone : BlockId{at.link};
   }
-  // A slot that is being filled for a block which does not have it yet.
+  // A slot that is being filled for a block which does not have it yet. Its namespace has the slot from now on.
   void set_loading(SlotId slot, BlockId id);
+  std::uint16_t loading_for(SlotId slot) const { return static_cast<std::uint16_t>(slots_[index(slot)].previous); }
 
   // A pool that grows and shrinks: slots come to the tail of the queue, and go when they are free or taken.
   void add_slots(std::uint32_t first, std::uint32_t count);
@@ -101,7 +104,7 @@ class BlockPool {
   enum class SlotState : std::uint8_t { kNull, kFree, kTaken, kLoading, kBound, kAbsent };
   SlotState state(SlotId slot) const { return slots_[index(slot)].state; }
   std::vector<SlotId> free_order() const;  // the queue from its head
-  // What a namespace has: every record and every slot is some namespace's.
+  // What a namespace has: every record and every slot is some namespace's, those on their way to it too.
   struct Tally {
     std::uint32_t blocks = 0, slots = 0;
   };
@@ -110,7 +113,7 @@ class BlockPool {
   }
   void set_namespace(BlockId id, std::uint16_t name_space);  // the record is no candidate
   const Tally& tally(std::uint16_t name_space) const { return tallies_[name_space]; }
-  // Namespaces whose last record was dropped since the last call.
+  // Namespaces that have lost their last record or slot since the last call.
   std::vector<std::uint16_t> take_emptied() { return std::exchange(emptied_, {}); }
 
   // For verify(): walks the queue forwards and backwards; empty if sound.
@@ -121,8 +124,9 @@ class BlockPool {
   // A free slot is linked into the queue, whose sentinel is the null slot; one that is bound or being filled has a
   // block.
   struct Slot {
-    std::uint32_t link = kNoOwner;  // the slot behind it in the queue, or its block
-    std::uint32_t previous : 29 = 0;
+    std::uint32_t link = kNoOwner;    // the slot behind it in the queue, or its block
+    std::uint32_t previous : 29 = 0;  // the slot before it in the queue; of one being filled, whose it is: the block
+                                      // that it was begun for may be another's by now
     SlotState state : 3 = SlotState::kTaken;
   };
   static_assert(sizeof(Slot) == 8);
@@ -133,6 +137,7 @@ class BlockPool {
   }
   static bool linked(const Slot& slot) { return slot.state == SlotState::kFree || slot.state == SlotState::kNull; }
   void unlink(const Slot& slot);
+  void stop_loading(const Slot& slot);  // for the namespace that it was begun for
 
   std::vector<Block> blocks_;
   std::vector<std::uint16_t> wraps_;  // high bits of generation(); empty: nobody asks for that long
@@ -202,6 +207,7 @@ inline SlotId BlockPool::take_free_slot() {
 inline void BlockPool::put_free_slot(SlotId slot, bool at_head) {
   Slot& freed = at(slot);
   FIRN_CHECK(freed.state == SlotState::kTaken || freed.state == SlotState::kLoading);
+  if (freed.state == SlotState::kLoading) stop_loading(freed);
   const std::uint32_t before = at_head ? 0 : slots_[0].previous;
   const std::uint32_t after = slots_[before].link;
   freed = Slot{after, before, SlotState::kFree};
@@ -214,6 +220,7 @@ inline void BlockPool::bind(SlotId slot, BlockId id) {
   Slot& bound = at(slot);
   FIRN_CHECK((bound.state == SlotState::kTaken || bound.state == SlotState::kLoading) &&
              block(id).slot == SlotId::kNone);
+  if (bound.state == SlotState::kLoading) stop_loading(bound);
   bound = Slot{index(id), 0, SlotState::kBound};
   block(id).slot = slot;
   ++bound_slots_;

@@ -137,6 +137,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
     if (pool_->state(SlotId{i}) == BlockPool::SlotState::kBound)
       ++(lose_slot(pool_->owner(SlotId{i})) ? loss.blocks_kept : loss.blocks_lost);
   drop_kin();
+  for (const auto& [number, seq] : sequences_) renew_reservation(*seq);
   for (const auto& [number, seq] : sequences_) loss.sequences_cut += seq->lost_from != ~0u;
   moved_.notify_all();
   return loss;

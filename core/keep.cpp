@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <tuple>
+#include <utility>
 
 #include "core/manager_impl.h"
 
@@ -67,6 +69,9 @@ void ManagerImpl::release_retention() {
     if (pool_->block(BlockId{i}).in_use && retention_->held(BlockId{i})) held.push_back(BlockId{i});
   retention_->clear();
   for (const BlockId id : held) retention_changed(id);
+  for (std::uint32_t i = 0; i < pool_->block_capacity() && all_kept_back_.family != 0; ++i)
+    if (Block& block = pool_->block(BlockId{i}); block.kept_by_family)
+      count_candidate(block, block.counted_live, block.counted_copied, /*kept=*/false);
 }
 
 void ManagerImpl::reap_namespaces() {
@@ -83,8 +88,19 @@ bool ManagerImpl::family_may_go(BlockId id) const {
   });
 }
 
+// A family leaves as one, and a floor is kept block by block: where a member's namespace has a floor, others let the
+// whole of it stay.
+bool ManagerImpl::family_has_floor(BlockId id, std::uint16_t name_space, bool host) const {
+  const std::vector<BlockId>* family = retention_->family(id);
+  return family && std::any_of(family->begin(), family->end(), [&](BlockId member) {
+           const std::uint16_t owner = pool_->block(member).name_space;
+           const NamespaceQuota& quota = namespaces_[owner].quota;
+           return owner != name_space && (host ? quota.host_floor : quota.device_floor) != 0;
+         });
+}
+
 // Victims are looked for one by one past those that a floor or a family protects, which is why this is asked for only
-// where there is one.
+// where there is one. reach() says beforehand how many there are: the two have the same rules.
 BlockId ManagerImpl::choose_slot_victim(std::uint16_t name_space, bool own_only, const Filter& also) {
   const bool quotas = namespaces_.any_quota() && name_space != kAnyNamespace, families = retention_->any_family();
   // While another thread computes a step, what live sequences hold may be read this very moment.
@@ -92,14 +108,15 @@ BlockId ManagerImpl::choose_slot_victim(std::uint16_t name_space, bool own_only,
   Filter filter = also;
   if (own_only || quotas || families || reading) {
     filter = [&](BlockId id) {
-      if (reading && pool_->block(id).refs != 0) return false;
-      const std::uint16_t owner = pool_->block(id).name_space;
+      const Block& block = pool_->block(id);
+      if (block.kept_by_family || (reading && block.refs != 0)) return false;
+      const std::uint16_t owner = block.name_space;
       if (owner != name_space) {
         if (own_only) return false;
         const std::uint64_t floor = quotas ? namespaces_[owner].quota.device_floor : 0;
         if (floor != 0 && (pool_->tally(owner).slots - 1) * layout_.page_bytes < floor) return false;
       }
-      return (!also || also(id)) && (!families || family_may_go(id));
+      return (!also || also(id)) && !(families && quotas && family_has_floor(id, name_space, /*host=*/false));
     };
   }
   // Whoever is choosy can do without, and does not walk through a million blocks under the lock.
@@ -121,8 +138,12 @@ BlockId ManagerImpl::choose_frame_victim(std::uint16_t name_space, bool own_only
         if (quotas && owner.quota.host_floor != 0 && owner.host_bytes - frame.bytes < owner.quota.host_floor)
           return false;
       }
-      return !families || std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
-                                      [&](BlockId other) { return other == BlockId::kNone || family_may_go(other); });
+      return !families ||
+             std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count, [&](BlockId other) {
+               return other == BlockId::kNone ||
+                      (family_may_go(other) && !(quotas && (family_has_floor(other, name_space, /*host=*/true) ||
+                                                            family_has_floor(other, name_space, /*host=*/false))));
+             });
     };
   }
   BlockId victim;
@@ -163,24 +184,55 @@ std::uint32_t ManagerImpl::ceiling_slots(std::uint16_t name_space) const {
   return ceiling == 0 ? ~0u : static_cast<std::uint32_t>(std::min<std::uint64_t>(ceiling / layout_.page_bytes, ~0u));
 }
 
-// Slots that this namespace could get: free ones, and those whose block may go for it.
-std::uint32_t ManagerImpl::slots_for(std::uint16_t name_space) const {
+// while_reading: a step is computed, so what live sequences hold stays. Exact: so many calls of take_slot() succeed,
+// and each lowers both numbers by one, whomever it evicts.
+ManagerImpl::Reach ManagerImpl::reach(std::uint16_t name_space, bool while_reading) const {
   const std::uint64_t free = pool_->free_slots();
+  const auto may_go = [&](std::uint64_t candidates, const KeptBack& back) {
+    return candidates - back.family - (while_reading ? back.reader : 0);
+  };
   if (!namespaces_.any_quota() || name_space == kAnyNamespace)
-    return static_cast<std::uint32_t>(free + slot_policy_->candidates());
-  const std::uint64_t own = slot_policy_->candidates(name_space);
-  std::uint64_t others = 0;
+    return {.slots = free + may_go(slot_policy_->candidates(), all_kept_back_)};
+  std::vector<std::uint32_t> floored(namespaces_.end());  // of families that stay for somebody's floor
+  if (retention_->any_family())
+    retention_->for_each_family([&](const std::vector<BlockId>& family) {
+      if (!family_has_floor(family[0], name_space, /*host=*/false)) return;
+      for (const BlockId member : family) {
+        const Block& block = pool_->block(member);
+        floored[block.name_space] += block.candidate && !block.kept_by_family;
+      }
+    });
+  Reach found{.slots = free};
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
-    const std::uint16_t other = static_cast<std::uint16_t>(i);
-    if (other == name_space || !namespaces_.in_use(other)) continue;
-    const std::uint64_t block_bytes = layout_.page_bytes, has = pool_->tally(other).slots;
-    const std::uint64_t kept = (namespaces_[other].quota.device_floor + block_bytes - 1) / block_bytes;
-    others += std::min<std::uint64_t>(slot_policy_->candidates(other), has > kept ? has - kept : 0);
+    const std::uint16_t owner = static_cast<std::uint16_t>(i);
+    if (!namespaces_.in_use(owner)) continue;
+    const std::uint64_t has = pool_->tally(owner).slots, block_bytes = layout_.page_bytes;
+    const std::uint64_t goes =
+        may_go(slot_policy_->candidates(owner), i < kept_back_.size() ? kept_back_[i] : KeptBack{}) - floored[i];
+    if (owner != name_space) {
+      const std::uint64_t kept = (namespaces_[owner].quota.device_floor + block_bytes - 1) / block_bytes;
+      found.slots += std::min(goes, has > kept ? has - kept : 0);
+      continue;
+    }
+    found.slots += goes;
+    if (const std::uint64_t ceiling = ceiling_slots(owner); ceiling != ~0u)
+      found.below_ceiling = ceiling + goes > has ? ceiling + goes - has : 0;
   }
-  const std::uint64_t all = free + own + others, ceiling = ceiling_slots(name_space);
-  if (ceiling == ~0u) return static_cast<std::uint32_t>(all);
-  const std::uint64_t used = pool_->tally(name_space).slots;
-  return static_cast<std::uint32_t>(std::min(all, ceiling + own > used ? ceiling + own - used : 0));
+  return found;
+}
+
+// Of what is kept for others, nothing. A namespace that has a reservation must go on reaching all of them.
+std::uint64_t ManagerImpl::spare_slots() const {
+  const auto beyond = [](std::uint64_t slots, std::uint64_t kept) { return slots - std::min(slots, kept); };
+  std::uint64_t spare = beyond(reach(kAnyNamespace).slots, reserved_slots_);
+  if (reserved_slots_ == 0 || !namespaces_.any_quota()) return spare;
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
+    const std::uint16_t id = static_cast<std::uint16_t>(i);
+    if (!namespaces_.in_use(id) || namespaces_[id].reserved == 0) continue;
+    const Reach its = reach(id);
+    spare = std::min({spare, beyond(its.slots, reserved_slots_), beyond(its.below_ceiling, namespaces_[id].reserved)});
+  }
+  return spare;
 }
 
 bool ManagerImpl::host_room(std::uint16_t name_space, std::uint64_t bytes) {
@@ -221,8 +273,16 @@ Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota&
                               "host tier; lower one",
                               device, pool_bytes, host, config_.host.budget_bytes));
   FIRN_ASSIGN(const std::uint16_t id, namespaces_.intern(name_space, *ledger_, *pool_));
+  const NamespaceQuota before = namespaces_[id].quota;
+  const bool kept = reservations_hold();
   namespaces_.set_quota(id, quota);
-  return {};
+  if (!kept || reservations_hold()) return {};
+  namespaces_.set_quota(id, before);
+  reap_namespaces();
+  return Status(Code::kUnavailable,
+                fmt::format("set_quota: {} slots are kept for sequences, and with this floor they could not have them; "
+                            "try again when they have ended",
+                            reserved_slots_));
 }
 
 NamespaceUsage ManagerImpl::usage(std::string_view name_space) const {
@@ -274,6 +334,22 @@ Status ManagerImpl::ensure_level(std::uint8_t priority) {
   return {};
 }
 
+// All levels that these ranges ask for, and the entries of these blocks: whether there is memory for them.
+Status ManagerImpl::check_retention_room(std::span<const RetentionRange> ranges,
+                                         const std::vector<BlockId>& blocks) const {
+  std::uint64_t bytes = ranges.size_bytes() + retention_->bytes_for(blocks);
+  std::array<bool, kMaxPriority + 1> counted{};
+  bool first = true;
+  for (const RetentionRange& range : ranges) {
+    if (std::exchange(counted[range.priority], true) || slot_policy_->has_level(range.priority)) continue;
+    bytes += slot_policy_->level_bytes(first) + (host_ ? frame_policy_->level_bytes(first) : 0);
+    first = false;
+  }
+  if (bytes <= metadata_left()) return {};
+  return Status(Code::kNoSpace, fmt::format("{} bytes are needed, and of metadata.budget {} are left; raise it", bytes,
+                                            metadata_left()));
+}
+
 // The last range that a block begins in says what it is worth.
 Status ManagerImpl::apply_retention(Sequence& seq, std::uint32_t first, std::uint32_t end) {
   if (seq.ranges.empty()) return {};
@@ -298,9 +374,10 @@ Status ManagerImpl::apply_retention(Sequence& seq, std::uint32_t first, std::uin
   if (!status.ok()) {
     ++counters_.retention_refused;
     for (const auto& [id, priority, until_ns] : before) retention_->set_priority(id, priority, until_ns).ok();
+    return status;  // and no policy has heard of it
   }
   for (const auto& entry : before) retention_changed(std::get<0>(entry));
-  return status;
+  return {};
 }
 
 Status ManagerImpl::set_retention(SeqId id, std::span<const RetentionRange> ranges) {
@@ -317,6 +394,11 @@ Status ManagerImpl::set_retention(SeqId id, std::span<const RetentionRange> rang
                     fmt::format("set_retention: tokens [{}, {}) with priority {} for {} ns; a range has a token, a "
                                 "priority from 0 to {} and a duration of 0 or more",
                                 range.first, range.end, range.priority, range.duration_ns, kMaxPriority));
+  std::vector<BlockId> held;
+  for (const Table& table : seq->tables)
+    for (const BlockId block : std::span(table.blocks).first(seq->committed_blocks()))
+      if (block != BlockId::kNone) held.push_back(block);
+  FIRN_TRY(check_retention_room(ranges, held).with_context("set_retention: nothing was changed"));
   for (const RetentionRange& range : ranges) FIRN_TRY(ensure_level(range.priority).with_context("set_retention"));
   FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, ranges.size_bytes()));
   std::vector<RetentionRange> before(ranges.begin(), ranges.end());
@@ -332,8 +414,10 @@ Status ManagerImpl::set_retention(SeqId id, std::span<const RetentionRange> rang
 
 // --- pins, leases, families ---
 
-// The blocks of each key, one a page set that has it, each once; how many keys there is none for.
-Status ManagerImpl::find_keys(std::span<const Key> keys, std::vector<BlockId>& found, std::uint32_t& absent) const {
+// The blocks of each key, of every page set that has it the best one, or with `copies` all that have it, each once; how
+// many keys there is none for.
+Status ManagerImpl::find_keys(std::span<const Key> keys, bool copies, std::vector<BlockId>& found,
+                              std::uint32_t& absent) const {
   if (keys.size() > kMaxKeysPerCall)
     return Status(Code::kInvalidArgument, fmt::format("{} keys, {} are the most", keys.size(), kMaxKeysPerCall));
   std::vector<BlockId> ids;
@@ -343,8 +427,13 @@ Status ManagerImpl::find_keys(std::span<const Key> keys, std::vector<BlockId>& f
       continue;
     }
     absent += !look_up(key, Fidelity::kDerived, ids).any;
-    for (const BlockId id : ids)
-      if (id != BlockId::kNone) found.push_back(id);
+    for (const BlockId id : ids) {
+      if (id == BlockId::kNone) continue;
+      if (!copies) found.push_back(id);
+      for (BlockId copy = copies ? index_->find(key, pool_->block(id).page_set) : BlockId::kNone;
+           copy != BlockId::kNone; copy = pool_->block(copy).next_duplicate)
+        found.push_back(copy);
+    }
   }
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());
@@ -362,15 +451,45 @@ Status ManagerImpl::check_pin_budget(std::span<const BlockId> blocks) const {
                             wanted, config_.retention.pin_budget_bytes));
 }
 
+// Blocks that stay from now on, and with them what stays for them, are no room that is kept for a sequence.
+Status ManagerImpl::check_spare(std::span<const BlockId> blocks) const {
+  if (reserved_slots_ == 0) return {};
+  std::vector<BlockId> staying(blocks.begin(), blocks.end());
+  for (const BlockId id : blocks)
+    if (const std::vector<BlockId>* family = retention_->family(id))
+      staying.insert(staying.end(), family->begin(), family->end());
+  std::sort(staying.begin(), staying.end());
+  staying.erase(std::unique(staying.begin(), staying.end()), staying.end());
+  const auto taken = static_cast<std::uint64_t>(std::count_if(staying.begin(), staying.end(), [this](BlockId id) {
+    return pool_->block(id).candidate && !pool_->block(id).kept_by_family;
+  }));
+  if (taken <= spare_slots()) return {};
+  return Status(Code::kUnavailable,
+                fmt::format("{} slots would be held by it, and {} can be: the others are kept for sequences (reserve); "
+                            "try again when one has ended",
+                            taken, spare_slots()));
+}
+
+bool ManagerImpl::reservations_hold() const {
+  if (reserved_slots_ == 0) return true;
+  if (reach(kAnyNamespace).slots < reserved_slots_) return false;
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
+    const std::uint16_t id = static_cast<std::uint16_t>(i);
+    if (namespaces_.in_use(id) && namespaces_[id].reserved != 0 && reach(id).slots < reserved_slots_) return false;
+  }
+  return true;
+}
+
 Result<PinReport> ManagerImpl::pin(std::span<const Key> keys, std::int64_t ttl_ns) {
   Lock lock(mutex_);
   run_deferred();
   FIRN_TRY(check_ttl(ttl_ns, "pin"));
   PinReport report{.budget_bytes = config_.retention.pin_budget_bytes};
   std::vector<BlockId> blocks;
-  FIRN_TRY(find_keys(keys, blocks, report.absent).with_context("pin"));
+  FIRN_TRY(find_keys(keys, /*copies=*/true, blocks, report.absent).with_context("pin"));
   report.pinned = static_cast<std::uint32_t>(keys.size()) - report.absent;
   FIRN_TRY(check_pin_budget(blocks).with_context("pin"));
+  FIRN_TRY(check_spare(blocks).with_context("pin"));
   // Those that need memory first, so that a refusal changes nothing.
   std::stable_partition(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); });
   const std::int64_t until_ns = clock_().ns + ttl_ns;
@@ -378,8 +497,7 @@ Result<PinReport> ManagerImpl::pin(std::span<const Key> keys, std::int64_t ttl_n
     const bool fresh = !retention_->held(blocks[i]);
     if (const Status status = retention_->pin(blocks[i], until_ns); !status.ok()) {
       FIRN_CHECK(fresh);
-      while (i-- > 0) retention_->unpin(blocks[i]);
-      for (const BlockId id : blocks) retention_changed(id);
+      while (i-- > 0) retention_->unpin(blocks[i]);  // and no policy has heard of it
       return status.with_context("pin");
     }
   }
@@ -414,7 +532,7 @@ Result<LeaseId> ManagerImpl::acquire_lease(std::string_view owner, std::span<con
                   fmt::format("acquire_lease: an owner of 1 to {} bytes and at least one key", kMaxOwnerBytes));
   std::vector<BlockId> blocks;
   std::uint32_t absent = 0;
-  FIRN_TRY(find_keys(keys, blocks, absent).with_context("acquire_lease"));
+  FIRN_TRY(find_keys(keys, /*copies=*/true, blocks, absent).with_context("acquire_lease"));
   if (absent != 0) {
     std::size_t first = 0;
     std::vector<BlockId> ids;
@@ -423,6 +541,7 @@ Result<LeaseId> ManagerImpl::acquire_lease(std::string_view owner, std::span<con
                                                   keys.size(), first));
   }
   FIRN_TRY(check_pin_budget(blocks).with_context("acquire_lease"));
+  FIRN_TRY(check_spare(blocks).with_context("acquire_lease"));
   const Instant now = clock_();
   const std::vector<BlockId> changed = blocks;
   FIRN_ASSIGN(const LeaseId lease, retention_->acquire(owner, std::move(blocks), now, now.ns + ttl_ns));
@@ -460,7 +579,7 @@ Status ManagerImpl::set_family(std::span<const Key> keys) {
                   fmt::format("set_family: {} keys; a family has 2 to {}", keys.size(), kMaxFamilyBlocks));
   std::vector<BlockId> blocks;
   std::uint32_t absent = 0;
-  FIRN_TRY(find_keys(keys, blocks, absent));
+  FIRN_TRY(find_keys(keys, /*copies=*/false, blocks, absent));
   if (absent != 0)
     return Status(Code::kUnavailable, fmt::format("set_family: {} of {} keys are not here", absent, keys.size()));
   std::vector<Key> sorted(keys.begin(), keys.end());
@@ -469,7 +588,10 @@ Status ManagerImpl::set_family(std::span<const Key> keys) {
     return Status(Code::kInvalidArgument, "set_family: a key is given twice");
   for (const BlockId id : blocks)
     if (retention_->family(id)) return Status(Code::kInvalidArgument, "set_family: a block is in a family already");
-  return retention_->make_family(blocks);
+  FIRN_TRY(check_spare(blocks).with_context("set_family"));
+  FIRN_TRY(retention_->make_family(blocks));
+  update_family(blocks[0]);
+  return {};
 }
 
 // --- bytes that somebody is reading ---

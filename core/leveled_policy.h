@@ -27,8 +27,8 @@ class LeveledPolicy final : public EvictionPolicy {
     levels_[kDefaultPriority] = std::move(base);
   }
   // What one more level takes: its policy, and with the first one the level of each id.
-  std::uint64_t level_bytes() const {
-    return policy_bytes(config_name_, capacity_, one_size_) + (level_of_.empty() ? capacity_ : 0);
+  std::uint64_t level_bytes(bool first = true) const {
+    return policy_bytes(config_name_, capacity_, one_size_) + (first && level_of_.empty() ? capacity_ : 0);
   }
   bool has_level(std::uint8_t priority) const { return levels_[priority] != nullptr; }
   Status ensure_level(std::uint8_t priority) {
@@ -74,6 +74,16 @@ class LeveledPolicy final : public EvictionPolicy {
       if (found == out.size() || (found >= need.count && need.bytes == 0)) break;
     }
     return found;
+  }
+  // Its levels are copied, or it is no copy.
+  std::unique_ptr<EvictionPolicy> clone() const override {
+    auto copy = std::make_unique<LeveledPolicy>(nullptr, config_name_, capacity_, one_size_, pool_);
+    for (std::size_t i = 0; i < levels_.size(); ++i)
+      if (levels_[i] && !(copy->levels_[i] = levels_[i]->clone())) return nullptr;
+    copy->level_of_ = level_of_;
+    copy->by_namespace_ = by_namespace_;
+    copy->count_ = count_;
+    return copy;
   }
   std::size_t candidates() const override { return count_; }
   std::uint32_t candidates(std::uint16_t name_space) const {

@@ -64,9 +64,13 @@ struct Sequence {
   std::uint32_t lost_from = ~0u;               // first block whose only copy did not decode, or went with the device
   bool lost_device = false;                    // the latter
   std::uint32_t reserved = 0;                  // slots kept for it that it has not taken yet
+  std::uint32_t expected = 0;                  // tokens that they are kept for; 0: it asked for no such thing
   bool preempted = false;                      // has its tokens and no blocks
   Fidelity min_fidelity = Fidelity::kDerived;  // kExact: nothing it holds becomes lossy while it lives
   bool exact() const { return min_fidelity == Fidelity::kExact; }
+  // What else it asked for when it was begun, and is held to when it is resumed.
+  bool share = false, drop_last = false;
+  std::uint32_t max_reuse = ~0u;   // tokens; 0: it does not read the cache
   bool small = false;              // has the room of kSmallTokens, which was charged when the manager was made
   Key last_key;                    // of the last full block
   std::uint16_t shared_space = 0;  // of its first shared_blocks blocks
@@ -213,6 +217,7 @@ class ManagerImpl final : public Manager {
   const Sequence* find_sequence(SeqId id) const;
   Result<Sequence*> get_sequence(SeqId id, std::string_view call);  // not a preempted one
   Result<Sequence*> make_sequence(std::uint16_t name_space);
+  Result<Sequence*> make_begun(std::size_t tokens, const BeginOptions& options);
   void drop_sequence(Sequence& seq);
   // all: the last token is not needed for its logits.
   Found find_prefix(std::span<const TokenId> tokens, const Scope& scope, bool all = false) const;
@@ -247,7 +252,6 @@ class ManagerImpl final : public Manager {
   void cut_to_windows(Found& found) const;
   void find_partial(Found& found, std::span<const TokenId> tokens, const Scope& scope, const Key& last) const;
   std::uint64_t movable_slots() const;
-  Status refuse_allocation(const Sequence& seq, std::uint32_t slots);
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
   Key last_key(const Sequence& seq) const;
   Status reach_back(Sequence& seq, std::uint32_t n);
@@ -273,30 +277,63 @@ class ManagerImpl final : public Manager {
     return block < sink_blocks() || block >= seq.hot_first;
   }
   bool same_life(const BlockRef& ref) const { return pool_->generation(ref.id) == ref.generation; }
-  void move_window(Sequence& seq);  // hot_refs follow the committed tokens
-  void slide_out(Sequence& seq);    // blocks that no later token looks at become the null block
+  void move_window(Sequence& seq);      // hot_refs follow the committed tokens
+  void slide_out(Sequence& seq);        // blocks that no later token looks at become the null block
+  void hold_for_replay(Sequence& seq);  // before it ends: what the same tokens would ask for
+  BlockId block_before(const Sequence& seq, std::uint32_t block, BlockId id) const;
+  // Blocks that a sequence with the same first tokens could be given of a prompt of so many.
+  static std::uint64_t replay_blocks(const Sequence& seq, std::uint64_t tokens);
   // The first block that tokens after the first `tokens` ones look at.
   static std::uint32_t first_needed(const PageSet& set, std::uint64_t tokens);
-  // Whether a table gets a block at this index when a step takes it to `tokens` tokens, `certain` of which will come.
-  static bool takes_block(const PageSet& set, std::uint32_t block, std::uint64_t certain, std::uint64_t tokens);
+  // Whether a table gets a block at this index when a step takes the sequence to `certain` tokens.
+  static bool takes_block(const Sequence& seq, const PageSet& set, std::uint32_t block, std::uint64_t certain);
   bool windowed() const { return windowed_; }  // some page set gives blocks up while their sequence lives
   const PageSet& set_of(const Block& block) const { return layout_.sets[index(block.page_set)]; }
   struct Need {
     std::uint32_t blocks = 0;  // new ones behind the tables
     std::uint32_t copies = 0;  // and those to copy tails into
+    std::uint32_t shared = 0;  // of all of them, in the shared scope
     std::uint32_t slots() const { return blocks + copies; }
   };
+  Status refuse_allocation(const Sequence& seq, const Need& need);
   // certain: tokens that will be committed; tokens: those and the ones that may be.
   Need blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const;
-  std::uint64_t tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const;
-  std::uint32_t slots_for(std::uint16_t name_space) const;             // free, or held by a block that may go for it
+  // What the requests of one step may have, in their order and each as allocate() would find it.
+  struct Granted {
+    std::uint64_t tokens = 0;
+    Status refusal;  // of the first that may not have all it wants; kNoSpace also where slots are what is missing
+    bool by_slots = false;
+  };
+  class StepBooks;
+  Granted grant(std::span<const StepRequest> requests, std::uint64_t movable) const;
+  std::uint64_t metadata_left() const;
+  // What growing a sequence to so many tokens has to charge; 0: it has the room.
+  std::uint64_t growth_bytes(const Sequence& seq, std::uint64_t tokens, std::uint64_t* room) const;
+  // Slots that a namespace could get: free ones and those whose block may go for it, and how many its ceiling allows.
+  struct Reach {
+    std::uint64_t slots = 0, below_ceiling = ~std::uint64_t{0};
+  };
+  Reach reach(std::uint16_t name_space, bool while_reading) const;
+  Reach reach(std::uint16_t name_space) const { return reach(name_space, running_steps_ != 0); }
+  bool has_room(const Sequence& seq, const Need& need, bool while_reading) const;
+  bool has_room(const Sequence& seq, const Need& need) const { return has_room(seq, need, running_steps_ != 0); }
+  bool has_records(const Sequence& seq, std::uint64_t count) const;
   std::uint32_t available_slots(const Sequence* who = nullptr) const;  // without what is kept for others
-  std::uint32_t available_slots(std::span<const StepRequest> requests) const;
+  // Slots that may be taken, or kept from being taken, without breaking into what is kept for anybody.
+  std::uint64_t spare_slots() const;
 
   // --- admission.cpp ---
-  std::uint32_t whole_need(const Found& found, std::uint64_t tokens) const;
-  Status admit(const Found& found, std::uint64_t prompt_tokens, const BeginOptions& options);
+  std::uint32_t whole_need(const Found& found, std::uint64_t tokens, std::uint32_t snapshots) const;
+  static std::uint32_t most_snapshots(bool drop_last, std::uint32_t max_reuse) {
+    return 3 + (drop_last || max_reuse != ~0u ? 1 : 0);
+  }
+  Status admit(const Found& found, std::uint64_t prompt_tokens, const BeginOptions& options, const Scope& scope);
+  std::uint32_t revived_slots(const Found& found) const;
+  // find_prefix, and no more of it than leaves what is kept for others.
+  Found find_spare(std::span<const TokenId> tokens, const Scope& scope, bool all = false) const;
+  void keep_slots(Sequence& seq, std::uint32_t slots);     // that many are kept for it from now on
   void take_reserved(Sequence& seq, std::uint32_t slots);  // of what is kept for it
+  void renew_reservation(Sequence& seq);  // it has fewer blocks than it had: room for them, as far as there is
 
   // --- resize.cpp ---
   struct Leaving;  // what resize_pool gives up
@@ -313,6 +350,9 @@ class ManagerImpl final : public Manager {
   void add_ref(BlockId id, bool hot, bool exact);
   void release(BlockId id, bool hot, bool exact, bool forget);  // forget: nobody shall match it again
   bool must_copy(BlockId id) const;                             // writing into it would be seen by somebody else
+  bool must_copy(const Sequence& seq, std::uint32_t block, BlockId id) const {  // or it is in another namespace's room
+    return must_copy(id) || pool_->block(id).name_space != space_of(seq, block);
+  }
   Status copy_block(BlockId from, BlockId to, std::uint32_t tokens);
   void run_deferred();
   void release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact);
@@ -320,7 +360,8 @@ class ManagerImpl final : public Manager {
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
   void drop_candidate(BlockId id);  // the policy forgets it
-  void count_candidate(Block& block, bool live, bool copied);
+  void count_candidate(Block& block, bool live, bool copied, bool kept);
+  void update_family(BlockId id);                   // of this block: whether its members may go
   SlotId take_slot(std::uint16_t name_space);       // free, or somebody's; kNone: nobody can go
   SlotId take_idle_slot(std::uint16_t name_space);  // free, or of a dead block with a copy: for promotion
   SlotId evict(BlockId id);                         // its slot, taken
@@ -332,6 +373,7 @@ class ManagerImpl final : public Manager {
   void note_live(BlockId id, bool live);       // its first reference came, its last one went
   bool evict_frame(std::uint16_t name_space);  // the host policy's first victim, for this namespace; false: none can go
   static constexpr std::uint16_t kAnyNamespace = 0xffff;  // whoever asks: no floor holds it back
+  static constexpr std::uint16_t kNewNamespace = 0xfffe;  // one that has nothing yet; Namespaces names fewer
   void release_retention();                               // pins, priorities and families end
   // --- keep.cpp: retention, families, quotas; all of them free when nobody uses them ---
   void expire() const;  // what time has ended, whoever asks first
@@ -344,16 +386,20 @@ class ManagerImpl final : public Manager {
   void erase_frame_bytes(const FrameKey& key);  // now, or when nobody reads them any more
   void sweep_erased();
   bool family_may_go(BlockId id) const;
+  bool family_has_floor(BlockId id, std::uint16_t name_space, bool host) const;
   void drop_kin();                       // families that lost a member
   SlotId evict_with_family(BlockId id);  // the slots of the others become free
   std::uint32_t ceiling_slots(std::uint16_t name_space) const;
   bool host_room(std::uint16_t name_space, std::uint64_t bytes);  // below the ceiling, evicting its own if need be
   Status ensure_level(std::uint8_t priority);
   Status check_pin_budget(std::span<const BlockId> blocks) const;
+  Status check_spare(std::span<const BlockId> blocks) const;
+  bool reservations_hold() const;  // floors, families and pins leave what is kept for sequences
+  Status check_retention_room(std::span<const RetentionRange> ranges, const std::vector<BlockId>& blocks) const;
   Status apply_retention(Sequence& seq, std::uint32_t first, std::uint32_t end);
   bool frame_held(const Frame& frame) const;
   std::uint8_t frame_priority(const Frame& frame) const;
-  Status find_keys(std::span<const Key> keys, std::vector<BlockId>& found, std::uint32_t& absent) const;
+  Status find_keys(std::span<const Key> keys, bool copies, std::vector<BlockId>& found, std::uint32_t& absent) const;
   Status clear_if_foreign(SlotId slot, std::uint16_t name_space);  // pool.zero_on_free
   // --- knowing.cpp ---
   void note_named(BlockId id, const Key& parent);
@@ -384,7 +430,7 @@ class ManagerImpl final : public Manager {
   bool slots_ready(std::uint32_t wanted);
   bool may_run(const Job& job, bool background);
   SlotId take_free_idle_slot();
-  bool copy_must_wait(const Sequence& seq);
+  bool copy_must_wait(const Sequence& seq) const;
 
   // --- transfer.cpp: without the lock, or under it ---
   void import_arenas();  // before anything is stored, or under the lock
@@ -560,7 +606,13 @@ class ManagerImpl final : public Manager {
     bool exact = false;  // of one that asked for exact context
   };
   std::deque<Deferred> deferred_;
-  std::uint32_t reserved_slots_ = 0;                     // of all sequences
+  std::uint32_t reserved_slots_ = 0;  // of all sequences
+  // Candidates that are kept back, of each namespace and of all of them.
+  struct KeptBack {
+    std::uint32_t reader = 0, family = 0;
+  };
+  std::vector<KeptBack> kept_back_;  // by namespace; one that is not in it has none
+  KeptBack all_kept_back_;
   std::unordered_map<std::uint32_t, Fence> busy_slots_;  // slot_fences.cpp; empty while the device is not behind
   Fence blocked_on_;                                     // what the first job of a queue waits for
   Fence last_write_;                                     // after the newest append or copy

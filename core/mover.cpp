@@ -37,7 +37,8 @@ std::uint32_t ManagerImpl::pressable(const Sequence& seq, const Table& table) co
 // Queues what has gone cold and has no copy yet. While the sequence lives, only whole groups: frames of eight blocks
 // compress and move best. When it ends, everything full.
 void ManagerImpl::queue_cold(Sequence& seq, bool ending) {
-  if (!host_) return;
+  if (!host_ || seq.preempted)
+    return;  // a preempted one has tokens and no blocks: they were queued when it gave them up
   for (Table& table : seq.tables) queue_cold(seq, table, ending);
 }
 
@@ -150,7 +151,7 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
   if (!host_) return Ticket::kNone;
   const Ticket ticket{next_ticket_++};
   std::uint32_t jobs = 0;
-  std::uint32_t room = pool_->free_slots() + copied_slots_;
+  std::uint64_t room = std::min<std::uint64_t>(pool_->free_slots() + copied_slots_, spare_slots());
   const auto queue_frame_of = [&](const std::vector<BlockId>& blocks, std::uint32_t from, std::uint32_t to) {
     for (std::uint32_t i = from; i < to && room != 0 && loads_.size() < config_.mover.queue; ++i) {
       if (blocks[i] == BlockId::kNone) continue;
@@ -479,7 +480,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     ++wanted;
     targets[block.frame_index] = slots[i];
   }
-  if (wanted == 0) return;
+  if (wanted == 0) return drop_kin();
   ++frame.in_flight;
   update_frame(job.frame);
   const FrameLabel label = label_of(frame);
@@ -531,12 +532,12 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   counters_.frames_failed += !decode.status.ok();
   if (!decode.status.ok() && !lost) {
     drop_frame(job.frame, MissReason::kLoadFailed);
-    drop_kin();
   } else if (empty) {
     drop_frame(job.frame, MissReason::kNone);
   } else {
     update_frame(job.frame);
   }
+  drop_kin();  // of families that made room: not before, they may have been in this very frame
 }
 
 template <class Ready>
@@ -579,32 +580,35 @@ Status ManagerImpl::wait_idle(std::int64_t timeout_ns) {
 Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t timeout_ns) {
   Lock lock(mutex_);
   constexpr std::int64_t kLongestStepWaitNs = 1'000'000'000;
-  FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
-  const std::uint64_t total = seq->tokens.size() + std::uint64_t{new_tokens};
-  FIRN_TRY(check_length(total).with_context("wait_room"));
-  const auto need_slots = [&] { return blocks_needed(*seq, total, total).slots(); };
-  const auto fits = [&] { return blocks_needed(*seq, total, total).slots() <= available_slots(seq); };
+  FIRN_ASSIGN(const Sequence* begun, get_sequence(id, "wait_room"));
+  FIRN_TRY(check_length(begun->tokens.size() + std::uint64_t{new_tokens}).with_context("wait_room"));
+  // Waiting lets go of the lock, and another thread may end the sequence meanwhile.
+  const auto here = [&] { return find_sequence(id) && !find_sequence(id)->preempted; };
+  const auto need_of = [&](const Sequence& seq) {
+    const std::uint64_t total = seq.tokens.size() + new_tokens;
+    return blocks_needed(seq, total, total);
+  };
+  const auto fits = [&] { return has_room(*find_sequence(id), need_of(*find_sequence(id))); };
   run_deferred();
-  if (copy_must_wait(*seq)) {
+  if (copy_must_wait(*find_sequence(id)))
     FIRN_TRY(wait_device(lock, device_->timeline().last(), timeout_ns).with_context("wait_room"));
-    FIRN_ASSIGN(seq, get_sequence(id, "wait_room"));
-  }
   // Steps of other threads keep cold blocks from being given up.
-  if (running_steps_ != 0 && need_slots() > pool_->free_slots())
+  if (here() && running_steps_ != 0 && need_of(*find_sequence(id)).slots() > pool_->free_slots())
     moved_.wait_for(lock, std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, kLongestStepWaitNs)),
                     [&] { return running_steps_ == 0; });
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 3 && here(); ++round) {
     if (fits()) return {};
     press_cold();
     if (!may_free_slots()) break;
-    FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return fits() || !may_free_slots(); }));
+    FIRN_TRY(wait_until(lock, timeout_ns, "wait_room", [&] { return !here() || fits() || !may_free_slots(); }));
   }
+  FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "wait_room"));
   if (fits()) return {};
   return Status(Code::kNoSpace,
                 fmt::format("wait_room: {} tokens need {} slots, {} are available, and live sequences hold "
                             "the others; free a sequence or raise pool.budget or host.budget",
-                            new_tokens, blocks_needed(*seq, total, total).slots(), available_slots(seq)));
+                            new_tokens, need_of(*seq).slots(), available_slots(seq)));
 }
 
 Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {

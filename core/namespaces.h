@@ -28,6 +28,7 @@ struct Namespace {
   std::uint64_t host_bytes = 0;  // of frames
   std::uint32_t serial = 0;
   std::uint32_t sequences = 0;  // live, or waiting for a fence
+  std::uint32_t reserved = 0;   // slots kept for them
   bool has_quota = false;
   NamespaceQuota quota;
   Ledger::Charge charge;
@@ -35,7 +36,7 @@ struct Namespace {
 
 class Namespaces {
  public:
-  static constexpr std::uint32_t kMaxCount = 65535;
+  static constexpr std::uint32_t kMaxCount = 65534;
   static constexpr std::size_t kMaxBytes = 4096;
 
   explicit Namespaces(const Digest& identity) : identity_(identity) {}
@@ -68,7 +69,7 @@ class Namespaces {
   void consider(std::uint16_t id, const BlockPool& pool, Gone& gone) {
     if (id == 0 || !in_use(id)) return;  // the public namespace is always there
     const Namespace& space = *all_[id];
-    if (space.sequences != 0 || space.has_quota || pool.tally(id).blocks != 0) return;
+    if (space.sequences != 0 || space.has_quota || pool.tally(id).blocks != 0 || pool.tally(id).slots != 0) return;
     gone(space.tag);
     by_name_.erase(space.name);
     all_[id].reset();

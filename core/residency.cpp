@@ -9,11 +9,19 @@
 
 namespace firn {
 
-void ManagerImpl::count_candidate(Block& block, bool live, bool copied) {
+void ManagerImpl::count_candidate(Block& block, bool live, bool copied, bool kept) {
   cold_slots_ += (live ? 1 : 0) - (block.counted_live ? 1 : 0);
   copied_slots_ += (!live && copied ? 1 : 0) - (block.counted_copied ? 1 : 0);
+  if (live || kept || block.counted_live || block.kept_by_family) {
+    if (block.name_space >= kept_back_.size()) kept_back_.resize(block.name_space + 1);
+    for (KeptBack* back : {&kept_back_[block.name_space], &all_kept_back_}) {
+      back->reader += (live && !kept ? 1u : 0u) - (block.counted_live && !block.kept_by_family ? 1u : 0u);
+      back->family += (kept ? 1u : 0u) - (block.kept_by_family ? 1u : 0u);
+    }
+  }
   block.counted_live = live;
   block.counted_copied = !live && copied;
+  block.kept_by_family = kept;
 }
 
 void ManagerImpl::drop_candidate(BlockId id) {
@@ -21,19 +29,23 @@ void ManagerImpl::drop_candidate(BlockId id) {
   if (!block.candidate) return;
   slot_policy_->on_remove(id);
   block.candidate = false;
-  count_candidate(block, false, false);
+  count_candidate(block, false, false, false);
 }
 
 void ManagerImpl::update_candidate(BlockId id) {
   Block& block = pool_->block(id);
   if (!block.full() && !block.candidate) return;
-  const bool live = block.refs != 0;
-  const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() && !retention_->held(id) &&
+  const bool live = block.refs != 0, marked = !retention_->says_nothing();
+  const bool should = block.slot != SlotId::kNone && block.in_flight == 0 && block.full() &&
+                      !(marked && retention_->held(id)) &&
                       (!live || (block.hot_refs == 0 && block.frame != FrameId::kNone));
   drop_candidate(id);
-  if (!should) return;
+  if (!should) {
+    if (marked) update_family(id);
+    return;
+  }
   block.candidate = true;
-  count_candidate(block, live, block.frame != FrameId::kNone);
+  count_candidate(block, live, block.frame != FrameId::kNone, /*kept=*/false);
   slot_policy_->on_insert(
       {.id = id,
        .parent = block.parent,
@@ -41,11 +53,22 @@ void ManagerImpl::update_candidate(BlockId id) {
        .position = block.position * kBlockTokens,
        .bytes = layout_.page_bytes,
        .recompute_cost = static_cast<float>(kBlockTokens) + 0.001f * static_cast<float>(block.position),
-       .priority = retention_->priority(id),
+       .priority = marked ? retention_->priority(id) : kDefaultPriority,
        .live = live,
        .has_copy = block.frame != FrameId::kNone,
        .key_hash = policy_name(block.key)},
       moment());
+  if (marked) update_family(id);
+}
+
+void ManagerImpl::update_family(BlockId id) {
+  const std::vector<BlockId>* family = retention_->family(id);
+  if (!family) return;
+  const bool may_go = family_may_go(id);
+  for (const BlockId member : *family) {
+    Block& block = pool_->block(member);
+    if (block.candidate) count_candidate(block, block.counted_live, block.counted_copied, !may_go);
+  }
 }
 
 SlotId ManagerImpl::take_slot(std::uint16_t name_space) {
@@ -69,7 +92,7 @@ SlotId ManagerImpl::take_slot(std::uint16_t name_space) {
 
 SlotId ManagerImpl::take_idle_slot(std::uint16_t name_space) {
   if (pool_->tally(name_space).slots >= ceiling_slots(name_space)) return SlotId::kNone;
-  if (available_slots() == 0) return SlotId::kNone;  // what is kept for somebody is not for promotion
+  if (spare_slots() == 0) return SlotId::kNone;  // what is kept for somebody is not for promotion
   if (const SlotId slot = take_free_idle_slot(); slot != SlotId::kNone) return slot;
   const Filter idle = [this](BlockId id) {
     const Block& block = pool_->block(id);
@@ -106,14 +129,27 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   Block& block = pool_->block(id);
   if (!block.full()) return;
   if (events_->on()) events_->forgotten(*pool_, *index_, id, namespaces_[block.name_space].tag, clock_());
+  BlockId heir = BlockId::kNone;
+  if (!retention_->says_nothing() && retention_->held(id)) {
+    // A pin is of a key: if this copy is discarded and another is left, that one stays.
+    BlockId other = index_->find(block.key, block.page_set);
+    while (other != BlockId::kNone && (other == id || retention_->held(other)))
+      other = pool_->block(other).next_duplicate;
+    if (other != BlockId::kNone) heir = retention_->move_hold(id, other) ? other : BlockId::kNone;
+  }
   if (!retention_->unused())
     if (const std::vector<BlockId> kin = retention_->forget(id); !kin.empty()) {
       std::vector<BlockRef> refs;
-      for (const BlockId other : kin) refs.push_back({other, pool_->generation(other)});
+      for (const BlockId other : kin) {
+        refs.push_back({other, pool_->generation(other)});
+        Block& free = pool_->block(other);  // of its family
+        if (free.candidate) count_candidate(free, free.counted_live, free.counted_copied, /*kept=*/false);
+      }
       broken_families_.push_back(std::move(refs));
     }
   index_->remove(id);
   if (partial_) partial_->remove(id);
+  if (heir != BlockId::kNone) retention_changed(heir);
   if (reason != MissReason::kNone && index_->find(block.key, block.page_set) == BlockId::kNone)
     ghosts_->remember(block.key, reason);
   block.key = {};
@@ -232,7 +268,7 @@ void ManagerImpl::drop_frame(FrameId id, MissReason reason) {
     if (block.slot != SlotId::kNone) {
       if (block.candidate && block.refs == 0) {
         slot_policy_->on_access(block_id, Access::kCopyLost, clock_());
-        count_candidate(block, false, false);
+        count_candidate(block, false, false, block.kept_by_family);
       }
       if (block.refs != 0) update_candidate(block_id);
     } else if (block.refs == 0) {
@@ -309,9 +345,12 @@ std::vector<SlotId> ManagerImpl::reuse_order() const {
   Lock lock(mutex_);
   catch_up();
   std::vector<SlotId> order = pool_->free_order();
-  std::vector<BlockId> victims(slot_policy_->candidates());
-  victims.resize(slot_policy_->victims({victims.size(), 0}, {}, victims));
-  for (const BlockId id : victims) order.push_back(pool_->block(id).slot);
+  // One victim after the other, as allocate() asks for them, from a copy: several at once are at most what is wanted,
+  // and asking moves the hands of some policies.
+  const std::unique_ptr<EvictionPolicy> policy = slot_policy_->clone();
+  FIRN_CHECK(policy != nullptr);  // all that make_policy() makes can
+  for (BlockId id; policy->victims({}, {}, {&id, 1}) != 0; policy->on_remove(id))
+    order.push_back(pool_->block(id).slot);
   return order;
 }
 

@@ -10,12 +10,10 @@
 namespace firn {
 
 struct ManagerImpl::Leaving {
-  std::vector<char> chunk;       // by chunk: it goes
-  std::vector<BlockId> live;     // in slots that go: must find another
-  std::vector<BlockId> cached;   // likewise, and may be evicted; the first to go first
-  std::vector<BlockId> victims;  // elsewhere: make room for the live ones
-  std::uint32_t spare = 0;       // free slots elsewhere that the live ones leave
-  std::vector<SlotMove> moves;
+  std::vector<char> chunk;      // by chunk: it goes
+  std::uint32_t bound = 0;      // slots of them that a block is in
+  std::uint32_t evictions = 0;  // blocks, wherever they are, that have no room any more
+  std::vector<SlotMove> moves;  // all that stay in being
   bool has(const ManagerImpl& manager, SlotId slot) const { return chunk[manager.chunk_of(slot)] != 0; }
 };
 
@@ -110,7 +108,7 @@ Status ManagerImpl::plan_leaving(Leaving& leaving, std::uint32_t chunks) const {
   leaving.chunk.resize(chunks_.size());
   for (std::uint32_t i = 0; i < chunks; ++i) leaving.chunk[order[i]] = 1;
 
-  std::uint32_t free_elsewhere = 0;
+  std::uint32_t free_elsewhere = 0, held = 0;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
     const SlotId slot{i};
     const BlockPool::SlotState state = pool_->state(slot);
@@ -124,24 +122,32 @@ Status ManagerImpl::plan_leaving(Leaving& leaving, std::uint32_t chunks) const {
     const Block& block = pool_->block(pool_->owner(slot));
     if (block.in_flight != 0)
       return Status(Code::kUnavailable, "resize_pool: blocks are on their way; pump() or wait_idle(), then again");
-    if (!block.candidate) leaving.live.push_back(pool_->owner(slot));
+    ++leaving.bound;
+    held += !block.candidate;
   }
-  const Filter stays = [&](BlockId id) { return !leaving.has(*this, pool_->block(id).slot); };
-  const Filter goes = [&](BlockId id) { return leaving.has(*this, pool_->block(id).slot); };
-  const auto needed = static_cast<std::uint32_t>(leaving.live.size());
-  if (needed > free_elsewhere) {
-    leaving.victims.resize(needed - free_elsewhere);
-    const std::size_t got = slot_policy_->victims({.count = leaving.victims.size()}, stays, leaving.victims);
-    if (got < leaving.victims.size())
-      return Status(
-          Code::kNoSpace,
-          fmt::format("resize_pool: {} blocks of live sequences would have to move, and {} slots elsewhere are "
-                      "free or can be; preempt() or free a sequence first",
-                      needed, free_elsewhere + got));
-  }
-  leaving.spare = free_elsewhere - std::min(free_elsewhere, needed);
-  leaving.cached.resize(slot_policy_->candidates());
-  leaving.cached.resize(slot_policy_->victims({.count = leaving.cached.size()}, goes, leaving.cached));
+  leaving.evictions = leaving.bound - std::min(leaving.bound, free_elsewhere);
+  // Nobody's floor is given up for this, no family of which a member has to stay, and no room that is kept.
+  const Reach may_go = reach(kNewNamespace);
+  const std::uint64_t evictable = may_go.slots - pool_->free_slots();
+  if (leaving.evictions > evictable)
+    return Status(
+        Code::kNoSpace,
+        fmt::format("resize_pool: {} blocks would have to go or move, {} of them of live sequences or pinned, "
+                    "and {} slots elsewhere are free or can be; preempt() or free a sequence first{}",
+                    leaving.bound, held, free_elsewhere + evictable,
+                    namespaces_.any_quota() ? ", or lower a floor" : ""));
+  const std::uint64_t going = std::uint64_t{chunks} * slots_per_chunk_;
+  if (spare_slots() < going && reserved_slots_ != 0)
+    return Status(Code::kNoSpace, fmt::format("resize_pool: {} slots would go, and {} are kept for sequences (reserve)",
+                                              going, reserved_slots_));
+  std::uint64_t floors = 0;
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i)
+    if (const auto id = static_cast<std::uint16_t>(i); namespaces_.in_use(id))
+      floors += namespaces_[id].quota.device_floor;
+  if (const std::uint64_t bytes = (pool_->slot_total() - going) * layout_.page_bytes; floors > bytes)
+    return Status(Code::kNoSpace, fmt::format("resize_pool: all floors together are {} bytes, and {} would be left; "
+                                              "lower one",
+                                              floors, bytes));
   return {};
 }
 
@@ -173,25 +179,24 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
       removed.push_back(SlotId{i});
     }
   };
-  // Evicting one block may take others along.
-  const auto still = [&](BlockId id) { return pool_->block(id).in_use && pool_->block(id).candidate; };
-  const auto evict_all = [&](std::span<const BlockId> blocks) {
-    for (const BlockId id : blocks) {
-      if (!still(id)) continue;
-      pool_->put_free_slot(evict(id), /*at_head=*/false);
-      ++done.evicted;
-    }
-  };
   remove_free();
-  evict_all(leaving.victims);
-  const auto move = [&](BlockId id) {
-    const Block& block = pool_->block(id);
-    leaving.moves.push_back({block.slot, pool_->take_free_slot(), block.page_set});
-  };
-  for (const BlockId id : leaving.live) move(id);
-  std::size_t kept = leaving.cached.size();  // those from here on move too: the last to go
-  for (; kept != 0 && leaving.spare != 0; --leaving.spare)
-    if (still(leaving.cached[--kept])) move(leaving.cached[kept]);
+  // The policy's victims go, wherever they are, one after the other: a family goes as one and may leave more room than
+  // was asked for, and whoever is still in a leaving slot then moves.
+  const std::uint64_t before = counters_.evictions;
+  while (counters_.evictions - before < leaving.evictions) {
+    const BlockId victim = choose_slot_victim(kNewNamespace, /*own_only=*/false, {});
+    FIRN_CHECK(victim != BlockId::kNone);  // plan_leaving() has counted them
+    pool_->put_free_slot(evict_with_family(victim), /*at_head=*/false);
+    drop_kin();
+  }
+  remove_free();
+  done.evicted = static_cast<std::uint32_t>(counters_.evictions - before);
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    const SlotId slot{i};
+    if (pool_->state(slot) != BlockPool::SlotState::kBound || !leaving.has(*this, slot)) continue;
+    leaving.moves.push_back({slot, pool_->take_free_slot(), pool_->block(pool_->owner(slot)).page_set});
+    FIRN_CHECK(leaving.moves.back().to != SlotId::kNone);
+  }
   if (const Status status = copy_leaving(leaving); !status.ok()) {
     for (const SlotMove& undone : leaving.moves) pool_->put_free_slot(undone.to, /*at_head=*/true);
     for (const SlotId slot : removed) pool_->add_slots(index(slot), 1);
@@ -203,8 +208,6 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
     pool_->bind(moved.to, id);
     if (!slot_serials_.empty()) slot_serials_[index(moved.to)] = slot_serials_[index(moved.from)];
   }
-  evict_all(std::span(leaving.cached).first(kept));
-  remove_free();
   const Fence fence = bytes_ ? device_->timeline().last() : Fence{};
   for (std::uint32_t at = 0; at < chunks_.size(); ++at) {
     if (!leaving.chunk[at]) continue;

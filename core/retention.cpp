@@ -30,6 +30,12 @@ Result<Retention::Entry*> Retention::entry(BlockId id) {
   return &made;
 }
 
+std::uint64_t Retention::bytes_for(const std::vector<BlockId>& blocks) const {
+  std::uint64_t bytes = 0;
+  for (const BlockId id : blocks) bytes += find(id) ? 0 : kEntryBytes;
+  return bytes;
+}
+
 // Keeps the counts and the time of its next end; an entry that says nothing any more goes.
 void Retention::settle(BlockId id, Entry& entry, bool was_held) {
   if (entry.held() != was_held) held_count_ += entry.held() ? 1 : -1u;
@@ -126,6 +132,29 @@ bool Retention::release(LeaseId lease, std::vector<BlockId>& changed) {
   refund(found->second.charge);
   deadlines_.erase({found->second.deadline_ns, found->first});
   leases_.erase(found);
+  return true;
+}
+
+bool Retention::move_hold(BlockId from, BlockId to) {
+  const Entry* held = find(from);
+  if (!held || !held->held()) return false;
+  const Result<Entry*> made = entry(to);  // the map may move, and its entries do not
+  if (!made.ok()) return false;
+  Entry &old = entries_.at(firn::index(from)), &heir = **made;
+  const bool was = heir.held();
+  heir.pinned_until = std::max(heir.pinned_until, old.pinned_until);
+  if (old.leases != 0)
+    for (auto& [number, lease] : leases_) {
+      const auto at = std::find(lease.blocks.begin(), lease.blocks.end(), from);
+      if (at == lease.blocks.end()) continue;
+      if (std::find(lease.blocks.begin(), lease.blocks.end(), to) != lease.blocks.end()) continue;  // it is its already
+      *at = to;
+      --old.leases;
+      ++heir.leases;
+    }
+  old.pinned_until = 0;
+  settle(to, heir, was);
+  settle(from, old, /*was_held=*/true);
   return true;
 }
 

@@ -30,6 +30,9 @@ class Retention {
 
   explicit Retention(Ledger& ledger) : ledger_(ledger) {}
   bool unused() const { return entries_.empty() && leases_.empty(); }
+  bool says_nothing() const { return entries_.empty(); }  // of no block
+  // What these need in the metadata budget, that have no entry yet.
+  std::uint64_t bytes_for(const std::vector<BlockId>& blocks) const;
 
   // expires at: 0: never. kNoSpace: the metadata budget; nothing changed.
   Status set_priority(BlockId id, std::uint8_t priority, std::int64_t expires_ns);
@@ -37,6 +40,8 @@ class Retention {
   bool unpin(BlockId id);  // false: it was not pinned; leases stay
   Result<LeaseId> acquire(std::string_view owner, std::vector<BlockId> blocks, Instant now, std::int64_t deadline_ns);
   Status renew(LeaseId lease, std::int64_t deadline_ns);
+  // Another copy takes over who holds this one. False: no memory for its entry, or nobody does.
+  bool move_hold(BlockId from, BlockId to);
   bool release(LeaseId lease, std::vector<BlockId>& changed);
   std::vector<LeaseInfo> leases(std::uint64_t block_bytes) const;
   std::uint32_t lease_count() const { return static_cast<std::uint32_t>(leases_.size()); }
@@ -61,6 +66,10 @@ class Retention {
     const Entry* entry = find(id);
     if (!entry || entry->family == 0) return nullptr;
     return &families_.at(entry->family).blocks;
+  }
+  template <class Visit>
+  void for_each_family(Visit visit) const {
+    for (const auto& [number, family] : families_) visit(family.blocks);
   }
   // For dump(), unordered: what is pinned and until when; the blocks of each family by its number.
   std::vector<std::pair<BlockId, std::int64_t>> pins() const;

@@ -45,15 +45,27 @@ Status ManagerImpl::check_length(std::uint64_t tokens) const {
                 fmt::format("{} tokens are more than max_sequence_tokens = {}", tokens, config_.max_sequence_tokens));
 }
 
+std::uint64_t ManagerImpl::metadata_left() const {
+  const std::uint64_t limit = ledger_->limit(Budget::kMetadata), spent = ledger_->spent(Budget::kMetadata);
+  return limit - std::min(limit, spent);
+}
+
+std::uint64_t ManagerImpl::growth_bytes(const Sequence& seq, std::uint64_t tokens, std::uint64_t* room) const {
+  // Whole blocks, because commit may fill whatever allocate has given.
+  const std::uint64_t least = std::uint64_t{blocks_for(tokens)} * kBlockTokens;
+  if (least <= seq.tokens.capacity()) return 0;
+  const std::uint64_t most = std::uint64_t{blocks_for(config_.max_sequence_tokens)} * kBlockTokens;
+  *room = std::min(most, least + std::min<std::uint64_t>(least, 4096));
+  return sequence_bytes(*room);
+}
+
 Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   if (tokens > config_.max_sequence_tokens)
     return check_length(tokens).with_context(fmt::format("sequence {}", index(seq.id)));
-  // Whole blocks, because commit may fill whatever allocate has given.
-  const std::uint64_t least = std::uint64_t{blocks_for(tokens)} * kBlockTokens;
-  if (least <= seq.tokens.capacity()) return {};
-  const std::uint64_t most = std::uint64_t{blocks_for(config_.max_sequence_tokens)} * kBlockTokens;
-  const std::uint64_t room = std::min(most, least + std::min<std::uint64_t>(least, 4096));
-  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, sequence_bytes(room)));
+  std::uint64_t room = 0;
+  const std::uint64_t bytes = growth_bytes(seq, tokens, &room);
+  if (bytes == 0) return {};
+  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kMetadata, bytes));
   make_room(seq, room);
   seq.charge = std::move(charge);
   if (seq.small) --small_sequences_;
@@ -159,11 +171,17 @@ std::uint32_t ManagerImpl::first_needed(const PageSet& set, std::uint64_t tokens
   return 0;
 }
 
-// A recurrent state is kept where a step ends and at the last whole block before, which others may find; not at every
-// block that a long step passes.
-bool ManagerImpl::takes_block(const PageSet& set, std::uint32_t block, std::uint64_t certain, std::uint64_t tokens) {
+std::uint64_t ManagerImpl::replay_blocks(const Sequence& seq, std::uint64_t tokens) {
+  const std::uint64_t most = std::min<std::uint64_t>(tokens == 0 ? 0 : tokens - 1, seq.max_reuse) / kBlockTokens;
+  return most - (seq.drop_last && most != 0 ? 1 : 0);
+}
+
+// A recurrent state is kept where a step ends, at the last whole block before, which others may find, and where a
+// reader with the same options stops: never behind the last token but one, which is computed for its logits. Not at
+// every block that a long step passes.
+bool ManagerImpl::takes_block(const Sequence& seq, const PageSet& set, std::uint32_t block, std::uint64_t certain) {
   if (set.kind != GroupKind::kState) return true;
-  return block + 1 >= certain / kBlockTokens && block < blocks_for(tokens);
+  return block + 1 >= (certain == 0 ? 0 : certain - 1) / kBlockTokens || block + 1 == replay_blocks(seq, certain);
 }
 
 void ManagerImpl::slide_out(Sequence& seq) {
@@ -175,6 +193,49 @@ void ManagerImpl::slide_out(Sequence& seq) {
     for (; table.first_held < needed; ++table.first_held) {
       const BlockId id = std::exchange(table.blocks[table.first_held], BlockId::kNone);
       if (id != BlockId::kNone) release(id, is_hot(seq, table.first_held), seq.exact(), /*forget=*/false);
+    }
+  }
+}
+
+// The block before this one of the sequence's, which slid out: where it was computed it was this one's parent, and if
+// it still is what it was, this one's key says so.
+BlockId ManagerImpl::block_before(const Sequence& seq, std::uint32_t block, BlockId id) const {
+  if (id == BlockId::kNone || !pool_->block(id).full()) return BlockId::kNone;
+  const Block& next = pool_->block(id);
+  if (next.parent == BlockId::kNone || index(next.parent) >= pool_->block_capacity()) return BlockId::kNone;
+  const Block& before = pool_->block(next.parent);
+  if (!before.in_use || !before.full() || before.page_set != next.page_set || before.position != block - 1 ||
+      block_key(seq, block, before.key,
+                std::span(seq.tokens).subspan(std::size_t{block} * kBlockTokens, kBlockTokens)) != next.key)
+    return BlockId::kNone;
+  return next.parent;
+}
+
+// A sequence that ends is asked for again one block earlier than it came, because the last token is computed anew, or
+// two. What the windows and states there need has slid out and waits for eviction: it is held once more, so that it is
+// stored and let go like the rest.
+void ManagerImpl::hold_for_replay(Sequence& seq) {
+  if (!windowed_ || seq.preempted || seq.lost_from != ~0u) return;
+  std::uint64_t point = seq.tokens.empty() ? 0 : (seq.tokens.size() - 1) / kBlockTokens;
+  if (seq.drop_last && point != 0) --point;
+  if (point == 0) return;
+  for (std::uint8_t s = 0; s < seq.tables.size(); ++s) {
+    Table& table = seq.tables[s];
+    if (!is_windowed(layout_.sets[s]) || table.blocks.empty()) continue;
+    const std::uint32_t from = first_needed(layout_.sets[s], point * kBlockTokens);
+    std::uint32_t at = std::min(table.first_held, seq.committed_blocks());
+    while (at > from) {
+      BlockId before = BlockId::kNone;
+      if (at == seq.committed_blocks()) {
+        bool any = false;
+        before = best_block(seq.last_key, PageSetId{s}, seq.min_fidelity, any);
+      } else {
+        before = block_before(seq, at, table.blocks[at]);
+      }
+      if (before == BlockId::kNone || table.blocks[--at] != BlockId::kNone) break;
+      table.blocks[at] = before;
+      table.first_held = at;
+      add_ref(before, is_hot(seq, at), seq.exact());
     }
   }
 }
@@ -464,6 +525,25 @@ Result<std::shared_ptr<const HeldExtras>> ManagerImpl::hold_extras(const KeyExtr
   return std::shared_ptr<const HeldExtras>(std::move(held));
 }
 
+// A sequence with its names, its extras and room for its prompt.
+Result<Sequence*> ManagerImpl::make_begun(std::size_t tokens, const BeginOptions& options) {
+  FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
+  std::uint16_t shared_space = name_space;
+  if (options.shared_scope) {
+    FIRN_ASSIGN(shared_space, namespaces_.intern(*options.shared_scope, *ledger_, *pool_));
+  }
+  FIRN_ASSIGN(std::shared_ptr<const HeldExtras> extras, hold_extras(options.extras));
+  FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
+  seq->extras = std::move(extras);
+  namespaces_.add_sequence(shared_space);
+  seq->shared_space = shared_space;
+  if (const Status status = reserve_tokens(*seq, tokens); !status.ok()) {
+    drop_sequence(*seq);
+    return status;
+  }
+  return seq;
+}
+
 Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOptions& options) {
   Lock lock(mutex_);
   run_deferred();
@@ -471,33 +551,28 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   FIRN_TRY(check_length(tokens.size()).with_context("begin"));
   FIRN_TRY(validate(options.extras).with_context("begin"));
   FIRN_TRY(settle_lossy(lock).with_context("begin"));
-  FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
-  std::uint16_t shared_space = name_space;
-  if (options.shared_scope) {
-    FIRN_ASSIGN(shared_space, namespaces_.intern(*options.shared_scope, *ledger_, *pool_));
-  }
   const Scope scope = make_scope(options, tokens.size());
   Found found;
   if (options.read_cache) {
-    found = find_prefix(tokens, scope);
+    found = find_spare(tokens, scope);
   } else {
     found.tables.resize(layout_.sets.size());
     found.match.first_miss = MissReason::kNotRead;
   }
-  FIRN_TRY(admit(found, tokens.size(), options));
-  FIRN_ASSIGN(std::shared_ptr<const HeldExtras> extras, hold_extras(options.extras));
-  FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
-  seq->extras = std::move(extras);
-  namespaces_.add_sequence(shared_space);
-  seq->shared_space = shared_space;
-  seq->shared_blocks = scope.share ? scope.shared_blocks : found.shared;
-  if (const Status status = reserve_tokens(*seq, tokens.size()); !status.ok()) {
-    drop_sequence(*seq);
-    return status;
+  FIRN_TRY(admit(found, tokens.size(), options, scope));
+  const Result<Sequence*> made = make_begun(tokens.size(), options);
+  if (!made.ok()) {
+    reap_namespaces();  // whoever is not let in leaves no name
+    return made.status();
   }
+  Sequence* seq = *made;
+  seq->shared_blocks = scope.share ? scope.shared_blocks : found.shared;
+  seq->share = scope.share;
+  seq->max_reuse = options.read_cache ? options.max_reuse_tokens : 0;
+  seq->drop_last = options.drop_last_block;
   if (options.admission == Admission::kReserve) {
-    seq->reserved = whole_need(found, std::max<std::uint64_t>(tokens.size(), options.expected_tokens));
-    reserved_slots_ += seq->reserved;
+    seq->expected = std::max(static_cast<std::uint32_t>(tokens.size()), options.expected_tokens);
+    keep_slots(*seq, whole_need(found, seq->expected, most_snapshots(seq->drop_last, seq->max_reuse)));
   }
   seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
   seq->min_fidelity = options.min_fidelity;
@@ -571,59 +646,249 @@ bool ManagerImpl::must_copy(BlockId id) const {
 ManagerImpl::Need ManagerImpl::blocks_needed(const Sequence& seq, std::uint64_t certain, std::uint64_t tokens) const {
   Need need;
   const std::uint32_t total = blocks_for(tokens), have = seq.block_count(), tail = seq.committed_blocks();
+  // Of new blocks [from, to), those of the shared scope.
+  const auto shared = [&](std::uint32_t from, std::uint32_t to) {
+    return std::min(to, seq.shared_blocks) - std::min(from, std::min(to, seq.shared_blocks));
+  };
+  const bool shares = seq.shared_space != seq.name_space && tail < seq.shared_blocks;
   for (std::size_t s = 0; s < seq.tables.size(); ++s) {
     if (layout_.sets[s].kind != GroupKind::kState) {
       need.blocks += total > have ? total - have : 0;
+      if (shares) need.shared += shared(have, std::max(have, total));
     } else {
-      // takes_block() is true from here on; behind the table they are counted and not visited: a caller's number may
-      // be large.
-      const std::uint32_t before = static_cast<std::uint32_t>(certain / kBlockTokens);
-      const std::uint32_t first = std::max(std::min(tail, have), before - std::min(before, 1u));
-      for (std::uint32_t i = first; i < std::min(have, total); ++i)
-        need.blocks += seq.tables[s].blocks[i] == BlockId::kNone;
-      need.blocks += total - std::min(total, std::max(first, have));
+      const auto takes = [&](std::uint32_t i) {
+        need.blocks += 1;
+        need.shared += shares && i < seq.shared_blocks;
+      };
+      for (std::uint32_t i = std::min(tail, have); i < std::min(have, total); ++i)
+        if (seq.tables[s].blocks[i] == BlockId::kNone && takes_block(seq, layout_.sets[s], i, certain)) takes(i);
+      // Behind the table: a run up to the end, and perhaps one more before it.
+      const std::uint64_t whole = (certain == 0 ? 0 : certain - 1) / kBlockTokens, stop = replay_blocks(seq, certain);
+      const auto first = static_cast<std::uint32_t>(std::max<std::uint64_t>(have, whole == 0 ? 0 : whole - 1));
+      if (total > first) {
+        need.blocks += total - first;
+        if (shares) need.shared += shared(first, total);
+      }
+      if (stop > have && stop < whole) takes(static_cast<std::uint32_t>(stop - 1));
     }
-    need.copies += tokens > seq.tokens.size() && tail < have && seq.tables[s].blocks[tail] != BlockId::kNone &&
-                   must_copy(seq.tables[s].blocks[tail]);
+    if (tokens > seq.tokens.size() && tail < have && seq.tables[s].blocks[tail] != BlockId::kNone &&
+        must_copy(seq, tail, seq.tables[s].blocks[tail])) {
+      ++need.copies;
+      need.shared += shares;
+    }
   }
   return need;
 }
 
-std::uint32_t ManagerImpl::available_slots(const Sequence* who) const {
-  const std::uint32_t slots = slots_for(who ? who->name_space : kAnyNamespace);
-  const std::uint32_t others = reserved_slots_ - (who ? who->reserved : 0);
-  return slots - std::min(slots, others);
+bool ManagerImpl::has_room(const Sequence& seq, const Need& need, bool while_reading) const {
+  const std::uint64_t all = need.slots(), others = reserved_slots_ - seq.reserved;
+  const auto fits = [&](std::uint16_t name_space, std::uint64_t slots, std::uint64_t own_reserved) {
+    const Reach has = reach(name_space, while_reading);
+    if (all + others > has.slots) return false;
+    return has.below_ceiling == ~std::uint64_t{0} ||
+           slots + namespaces_[name_space].reserved - own_reserved <= has.below_ceiling;
+  };
+  if (all == 0) return true;
+  if (need.shared != 0 && !fits(seq.shared_space, need.shared, 0)) return false;
+  return need.shared == all || fits(seq.name_space, all - need.shared, seq.reserved);
 }
 
-// A namespace with a ceiling may have less of them; one plan for several says what the least of them may have.
-std::uint32_t ManagerImpl::available_slots(std::span<const StepRequest> requests) const {
-  std::uint32_t own = 0, slots = slots_for(kAnyNamespace);
-  for (const StepRequest& request : requests) {
-    const Sequence& seq = *find_sequence(request.seq);
-    own += seq.reserved;
-    if (namespaces_.any_quota()) slots = std::min(slots, slots_for(seq.name_space));
+// Records for new blocks: free ones, or those of blocks that are only in frames which may go. Counted one by one only
+// where free ones do not do.
+bool ManagerImpl::has_records(const Sequence& seq, std::uint64_t count) const {
+  std::uint64_t records = pool_->free_records();
+  if (records >= count) return true;
+  // Whoever is evicted from a slot and has no copy leaves a record.
+  const std::uint64_t evicted = count - std::min<std::uint64_t>(count, pool_->free_slots());
+  std::uint64_t framed = 0;
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kBound) continue;
+    const Block& block = pool_->block(pool_->owner(SlotId{i}));
+    framed += block.candidate && block.frame != FrameId::kNone;
   }
-  return slots - std::min(slots, reserved_slots_ - std::min(reserved_slots_, own));
-}
-
-// Tokens that the requests may have in their order, each as many as the slots left hold.
-std::uint64_t ManagerImpl::tokens_that_fit(std::span<const StepRequest> requests, std::uint64_t slots) const {
-  std::uint64_t tokens = 0;
-  for (const StepRequest& request : requests) {
-    const Sequence& seq = *find_sequence(request.seq);
-    const std::uint64_t total = seq.tokens.size() + request.new_tokens;
-    const Need need = blocks_needed(seq, total, total);
-    if (need.slots() <= slots) {
-      slots -= need.slots();
-      tokens += request.new_tokens;
-    } else if (need.copies <= slots) {  // tails that have to be copied first take slots and bring no room
-      slots -= need.copies;
-      const std::uint64_t room = seq.block_count() * kBlockTokens - seq.tokens.size();
-      tokens += std::min<std::uint64_t>(request.new_tokens, room + slots / seq.tables.size() * kBlockTokens);
-      slots = 0;
+  records += evicted - std::min(evicted, framed);
+  const bool quotas = namespaces_.any_quota(), families = retention_->any_family();
+  for (std::uint32_t i = 0; i < frames_->capacity() && records < count; ++i) {
+    const Frame& frame = frames_->frame(FrameId{i});
+    if (!frame.in_use || !frame.candidate) continue;
+    if (quotas && frame.name_space != seq.name_space && namespaces_[frame.name_space].quota.host_floor != 0) continue;
+    std::uint64_t only = 0;
+    bool stays = false;
+    for (std::uint8_t j = 0; j < frame.block_count; ++j) {
+      if (frame.blocks[j] == BlockId::kNone) continue;
+      only += pool_->block(frame.blocks[j]).slot == SlotId::kNone;
+      stays = stays || (families && retention_->family(frame.blocks[j]));
     }
+    records += stays ? 0 : only;
   }
-  return tokens;
+  return records >= count;
+}
+
+std::uint32_t ManagerImpl::available_slots(const Sequence* who) const {
+  const auto beyond = [](std::uint64_t slots, std::uint64_t kept) { return slots - std::min(slots, kept); };
+  if (!who) return static_cast<std::uint32_t>(beyond(reach(kAnyNamespace).slots, reserved_slots_));
+  const Reach has = reach(who->name_space);
+  const std::uint64_t slots = beyond(has.slots, reserved_slots_ - who->reserved);
+  return static_cast<std::uint32_t>(
+      std::min(slots, beyond(has.below_ceiling, namespaces_[who->name_space].reserved - who->reserved)));
+}
+
+// What the requests of a step have been given so far: each finds what those before it have left.
+class ManagerImpl::StepBooks {
+ public:
+  StepBooks(const ManagerImpl& manager, std::uint64_t movable)
+      : manager_(manager),
+        movable_(movable),
+        reserved_(manager.reserved_slots_),
+        bytes_left_(manager.metadata_left()) {}
+
+  // Of `wanted` more tokens for the sequence as many as allocate() would give; why not all of them.
+  std::uint64_t give(const Sequence& seq, std::uint64_t wanted, Granted& granted) {
+    One& one = of(seq);
+    const std::uint64_t base = seq.tokens.size() + one.tokens;
+    const auto refuse = [&](std::uint64_t given, const Status& status, bool by_slots = false) {
+      if (granted.refusal.ok()) granted.refusal = status, granted.by_slots = by_slots;
+      return given;
+    };
+    if (seq.lost_from != ~0u)
+      return refuse(0, Status(Code::kCorrupt,
+                              fmt::format("sequence {} lost what follows its first {} tokens {}; rewind "
+                                          "to them",
+                                          index(seq.id), std::uint64_t{seq.lost_from} * kBlockTokens, why_lost(seq))));
+    if (manager_.copy_must_wait(seq) && manager_.blocks_needed(seq, base + wanted, base + wanted).copies != 0)
+      return refuse(0, Status(Code::kUnavailable,
+                              "the block to copy from is in a frame, and the device is behind: "
+                              "wait_room()"));
+    const std::uint64_t most = manager_.config_.max_sequence_tokens;
+    std::uint64_t tokens = wanted;
+    if (base + tokens > most) {
+      refuse(0, manager_.check_length(base + tokens).with_context(fmt::format("sequence {}", index(seq.id))));
+      tokens = most - std::min(most, base);
+    }
+    // The room of its tokens and tables, which grows with them.
+    std::uint64_t room = 0;
+    const auto bytes = [&](std::uint64_t count) { return manager_.growth_bytes(seq, base + count, &room); };
+    if (bytes(tokens) > bytes_left_) {
+      refuse(0, Status(Code::kNoSpace, fmt::format("{} bytes for the sequence's tokens and tables, and of "
+                                                   "metadata.budget {} are left; raise it",
+                                                   bytes(tokens), bytes_left_)));
+      std::uint64_t fits = 0, too_many = tokens;  // by blocks: growth_bytes counts these
+      while (too_many - fits > 1) {
+        const std::uint64_t middle = fits + (too_many - fits) / 2;
+        (bytes(middle) <= bytes_left_ ? fits : too_many) = middle;
+      }
+      if (bytes(fits) > bytes_left_) return 0;
+      tokens = fits;
+    }
+    const std::uint64_t given = by_slots(seq, one, tokens);
+    if (given < tokens) refuse(given, Status(Code::kNoSpace, ""), /*by_slots=*/true);
+    take(seq, one, given);
+    bytes_left_ -= bytes(given);
+    return given;
+  }
+
+ private:
+  struct One {
+    SeqId seq = SeqId::kNone;
+    std::uint64_t tokens = 0;
+    Need need;  // for them
+    std::uint64_t reserved = 0;
+    bool again = false;  // named before
+  };
+  struct Space {
+    std::uint16_t id = 0;
+    std::uint64_t taken = 0, reserved = 0;
+    Reach reach;
+  };
+  One& of(const Sequence& seq) {
+    for (One& one : sequences_)
+      if (one.seq == seq.id) {
+        one.again = true;
+        return one;
+      }
+    sequences_.push_back({.seq = seq.id, .tokens = 0, .need = {}, .reserved = seq.reserved, .again = false});
+    return sequences_.back();
+  }
+  Space& space(std::uint16_t id) {
+    for (Space& at : spaces_)
+      if (at.id == id) return at;
+    spaces_.push_back({id, 0, manager_.namespaces_[id].reserved, manager_.reach(id)});
+    return spaces_.back();
+  }
+  // What one more grant takes. A state that ends elsewhere meanwhile may take blocks that it would not at once.
+  Need more(const Sequence& seq, const One& one, std::uint64_t tokens) const {
+    const std::uint64_t total = seq.tokens.size() + one.tokens + tokens;
+    Need need = manager_.blocks_needed(seq, total, total);
+    const auto minus = [&](std::uint32_t a, std::uint32_t b) {
+      return one.again && manager_.windowed_ ? a : a - std::min(a, b);
+    };
+    need.blocks = minus(need.blocks, one.need.blocks);
+    need.copies = minus(need.copies, one.need.copies);
+    need.shared = minus(need.shared, one.need.shared);
+    return need;
+  }
+  bool fits(const Sequence& seq, const One& one, std::uint64_t tokens) {
+    const Need need = more(seq, one, tokens);
+    const std::uint64_t all = need.slots(), others = reserved_ - one.reserved;
+    if (all == 0) return true;
+    const auto fits_in = [&](std::uint16_t id, std::uint64_t slots, std::uint64_t own) {
+      const Space& at = space(id);
+      if (taken_ + all + others > at.reach.slots + movable_) return false;
+      return at.reach.below_ceiling == ~std::uint64_t{0} ||
+             at.taken + slots + at.reserved - own <= at.reach.below_ceiling + movable_;
+    };
+    if (need.shared != 0 && !fits_in(seq.shared_space, need.shared, 0)) return false;
+    if (need.shared != all && !fits_in(seq.name_space, all - need.shared, one.reserved)) return false;
+    return manager_.has_records(seq, taken_ + all);
+  }
+  std::uint64_t by_slots(const Sequence& seq, const One& one, std::uint64_t tokens) {
+    if (tokens == 0 || fits(seq, one, tokens)) return tokens;
+    // Ends of blocks, the last one first: a state takes fewer where a step ends with a block. Whole halves are left out
+    // where even the groups that take every block have no room.
+    const std::uint64_t base = seq.tokens.size() + one.tokens;
+    std::uint64_t low = base / kBlockTokens, high = (base + tokens) / kBlockTokens + 1;
+    while (high - low > 4) {
+      const std::uint64_t middle = low + (high - low) / 2;
+      (middle * kBlockTokens <= base || fits(seq, one, middle * kBlockTokens - base) ? low : high) = middle;
+    }
+    for (std::uint64_t block = high; block > low; --block)
+      if (block * kBlockTokens > base && block * kBlockTokens < base + tokens &&
+          fits(seq, one, block * kBlockTokens - base))
+        return block * kBlockTokens - base;
+    if (low * kBlockTokens > base && fits(seq, one, low * kBlockTokens - base)) return low * kBlockTokens - base;
+    return 0;
+  }
+  void take(const Sequence& seq, One& one, std::uint64_t tokens) {
+    if (tokens == 0) return;
+    const Need need = more(seq, one, tokens);
+    const std::uint64_t own = std::min<std::uint64_t>(one.reserved, need.slots());
+    taken_ += need.slots();
+    if (need.shared != 0) space(seq.shared_space).taken += need.shared;
+    if (need.shared != need.slots()) space(seq.name_space).taken += need.slots() - need.shared;
+    reserved_ -= own;
+    for (Space& at : spaces_) at.reserved -= at.id == seq.name_space ? own : 0;
+    one.reserved -= own;
+    one.tokens += tokens;
+    one.need.blocks += need.blocks;
+    one.need.copies += need.copies;
+    one.need.shared += need.shared;
+  }
+
+  const ManagerImpl& manager_;
+  const std::uint64_t movable_;
+  std::uint64_t reserved_ = 0, taken_ = 0, bytes_left_ = 0;
+  std::deque<One> sequences_;
+  std::vector<Space> spaces_;
+};
+
+// Each request has as many as what is left holds, in their order, and no more than a step has rows.
+ManagerImpl::Granted ManagerImpl::grant(std::span<const StepRequest> requests, std::uint64_t movable) const {
+  Granted granted;
+  StepBooks books(*this, movable);
+  for (const StepRequest& request : requests)
+    granted.tokens += books.give(*find_sequence(request.seq),
+                                 std::min<std::uint64_t>(request.new_tokens, max_rows_ - granted.tokens), granted);
+  return granted;
 }
 
 // Slots that pressing cold blocks, or a fence that passes, may still give.
@@ -646,37 +911,44 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   Lock lock(mutex_);
   catch_up();
   StepPlan plan;
-  std::uint64_t wanted = 0, cold_bytes = 0, movable = 0;
+  std::uint64_t wanted = 0, cold_bytes = 0;
+  std::unordered_map<std::uint64_t, std::uint64_t> named;  // tokens of each sequence
   for (const StepRequest& request : requests) {
     const Sequence* seq = find_sequence(request.seq);
     if (!seq || seq->preempted)
       return Status(Code::kInvalidArgument, fmt::format("plan_step: sequence {} {}", index(request.seq),
                                                         seq ? "is preempted; resume() it first" : "does not exist"));
-    plan.blocks_needed +=
-        blocks_needed(*seq, seq->tokens.size() + request.new_tokens, seq->tokens.size() + request.new_tokens).slots();
+    const auto [of, first] = named.try_emplace(index(request.seq), 0);
+    const std::uint64_t before = seq->tokens.size() + of->second, after = before + request.new_tokens;
+    const std::uint32_t had = blocks_needed(*seq, before, before).slots(),
+                        has = blocks_needed(*seq, after, after).slots();
+    plan.blocks_needed += first ? has : has - std::min(has, had);
+    of->second += request.new_tokens;
     wanted += request.new_tokens;
     for (std::size_t s = 0; s < seq->tables.size(); ++s)
       for (const BlockId id : seq->tables[s].blocks)
-        if (id != BlockId::kNone && pool_->block(id).slot == SlotId::kNone)
+        if (first && id != BlockId::kNone && pool_->block(id).slot == SlotId::kNone)
           cold_bytes += kBlockTokens * layout_.sets[s].kv.token_bytes();
   }
-  const std::uint64_t slots = available_slots(requests);
+  const Granted now = grant(requests, 0);
   // What could move is counted only where what is there does not do: it takes a walk over all that lives.
-  if (tokens_that_fit(requests, slots) < wanted) movable = movable_slots();
+  const Granted moved =
+      now.tokens < std::min<std::uint64_t>(wanted, max_rows_) ? grant(requests, movable_slots()) : now;
   plan.staging_bytes = cold_bytes;
   plan.workspace_bytes = workspace_.bytes;
-  const auto limit = [&](std::uint64_t room) {
-    return static_cast<std::uint32_t>(std::min<std::uint64_t>(max_rows_, tokens_that_fit(requests, room)));
-  };
-  plan.chunk_limit = limit(slots);
-  plan.chunk_limit_moved = limit(slots + movable);
-  if (plan.chunk_limit == 0 && wanted != 0)
+  plan.chunk_limit = static_cast<std::uint32_t>(now.tokens);
+  plan.chunk_limit_moved = static_cast<std::uint32_t>(std::max(now.tokens, moved.tokens));
+  if (plan.chunk_limit != 0 || wanted == 0) return plan;
+  if (plan.chunk_limit_moved != 0) {
     plan.blocked =
-        plan.chunk_limit_moved != 0
-            ? Status(Code::kUnavailable, "blocks are on their way to the host or behind a fence: pump() or wait_room()")
-            : Status(Code::kNoSpace, fmt::format("all {} slots are held by live sequences; free one or raise "
-                                                 "pool.budget",
-                                                 pool_->slot_total()));
+        Status(Code::kUnavailable, "blocks are on their way to the host or behind a fence: pump() or wait_room()");
+  } else if (!now.by_slots) {
+    plan.blocked = now.refusal;
+  } else {
+    plan.blocked = Status(Code::kNoSpace, fmt::format("all {} slots are held by live sequences; free one or raise "
+                                                      "pool.budget",
+                                                      pool_->slot_total()));
+  }
   return plan;
 }
 
@@ -742,9 +1014,15 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   return job.status;
 }
 
-Status ManagerImpl::refuse_allocation(const Sequence& seq, std::uint32_t slots) {
+Status ManagerImpl::refuse_allocation(const Sequence& seq, const Need& need) {
   const std::uint32_t available = available_slots(&seq);
   ++counters_.allocations_refused;
+  if (running_steps_ != 0 && has_room(seq, need, /*while_reading=*/false))
+    return Status(
+        Code::kUnavailable,
+        "allocate: cold blocks could make room, but a step of another thread may be reading them; wait_room(), "
+        "then again");
+  const std::uint32_t slots = need.slots();
   press_cold();
   if (may_free_slots())
     return Status(Code::kUnavailable,
@@ -772,8 +1050,11 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   const std::uint64_t certain = seq->tokens.size() + std::uint64_t{new_tokens}, total = certain + lookahead;
   if (total > config_.max_sequence_tokens)
     return check_length(total).with_context(fmt::format("allocate: sequence {}", index(id)));
+  // Everything that could refuse is asked before anything is changed: after this only the device can, or a frame.
   const Need need = blocks_needed(*seq, certain, total);
-  if (need.slots() > available_slots(seq)) return refuse_allocation(*seq, need.slots());
+  if (!has_room(*seq, need)) return refuse_allocation(*seq, need);
+  if (!has_records(*seq, need.slots()))
+    return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
   if (need.copies != 0 && copy_must_wait(*seq))
     return Status(Code::kUnavailable,
                   "allocate: the block to copy from is in a frame, and the device is behind: wait_room(), then again");
@@ -801,7 +1082,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   if (need.copies != 0) copied.resize(seq->tables.size(), BlockId::kNone);
   for (std::uint8_t s = 0; s < copied.size(); ++s) {
     const BlockId from = seq->tables[s].blocks[tail];
-    if (from == BlockId::kNone || !must_copy(from)) continue;
+    if (from == BlockId::kNone || !must_copy(*seq, tail, from)) continue;
     // A state is one thing, not rows of tokens.
     const std::uint32_t tokens = layout_.sets[s].kind == GroupKind::kState
                                      ? kBlockTokens
@@ -825,7 +1106,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
     const PageSet& set = layout_.sets[s];
     for (std::uint32_t i = set.kind == GroupKind::kState ? std::min(tail, had) : had; i < blocks; ++i) {
       const bool hole = i < had;
-      if ((hole && table.blocks[i] != BlockId::kNone) || !takes_block(set, i, certain, total)) {
+      if ((hole && table.blocks[i] != BlockId::kNone) || !takes_block(*seq, set, i, certain)) {
         if (!hole) table.blocks.push_back(BlockId::kNone);
         continue;
       }
@@ -853,7 +1134,7 @@ Status ManagerImpl::check_commit(const Sequence& seq, std::uint64_t total) const
   if (total == seq.tokens.size()) return {};
   const std::uint32_t first = seq.committed_blocks(), last = static_cast<std::uint32_t>((total - 1) / kBlockTokens);
   for (const Table& table : seq.tables) {
-    if (seq.lost_from != ~0u || (table.blocks[first] != BlockId::kNone && must_copy(table.blocks[first])))
+    if (seq.lost_from != ~0u || (table.blocks[first] != BlockId::kNone && must_copy(seq, first, table.blocks[first])))
       return Status(Code::kInvalidArgument, "commit: the sequence's last block is shared or was lost; allocate first");
     if (table.blocks[last] == BlockId::kNone)
       return Status(Code::kInvalidArgument,
@@ -886,10 +1167,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
     for (const Table& table : seq->tables) {
       if (table.blocks[i] == BlockId::kNone) continue;
       Block& block = pool_->block(table.blocks[i]);
-      if (block.name_space != space) {  // rewound out of the shared part
-        pool_->set_namespace(table.blocks[i], space);
-        if (!slot_serials_.empty()) slot_serials_[index(block.slot)] = namespaces_[space].serial;
-      }
+      FIRN_CHECK(block.name_space == space);  // else it was copied: must_copy()
       if (derived) block.fidelity = Fidelity::kDerived;
       block.key = key;
       block.parent = i == 0 ? BlockId::kNone : table.blocks[i - 1];
@@ -938,6 +1216,8 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   child->lost_from = parent->lost_from;
   child->lost_device = parent->lost_device;
   child->min_fidelity = parent->min_fidelity;
+  child->max_reuse = parent->max_reuse;
+  child->drop_last = parent->drop_last;
   child->extras = parent->extras;
   child->last_key = parent->last_key;
   for (std::size_t s = 0; s < child->tables.size(); ++s) {
@@ -949,6 +1229,10 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
     for (std::uint32_t i = table.first_held; i < shared; ++i)
       if (table.blocks[i] != BlockId::kNone) add_ref(table.blocks[i], is_hot(*child, i), child->exact());
   }
+  // Whoever writes first copies the tail: room that is kept for the parent has to do for that too.
+  if (Sequence& kept = *find_sequence(id); kept.expected != 0 && kept.tokens.size() % kBlockTokens != 0)
+    keep_slots(kept,
+               kept.reserved + static_cast<std::uint32_t>(std::min<std::uint64_t>(kept.tables.size(), spare_slots())));
   return child->id;
 }
 
@@ -988,12 +1272,15 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
     update_candidate(table.blocks[keep - 1]);
   }
   move_window(*seq);
-  seq->shared_blocks = std::min(seq->shared_blocks, seq->committed_blocks());
+  // What follows is the engine's own affair and nobody's prompt, unless it computes again what was lost.
+  if (!seq->share || n != std::uint64_t{seq->lost_from} * kBlockTokens)
+    seq->shared_blocks = std::min(seq->shared_blocks, seq->committed_blocks());
   seq->last_key = last_key(*seq);
   for (Table& table : seq->tables)
     table.store_next = std::min(table.store_next, std::max(sink_blocks(), seq->committed_blocks()));
   seq->lost_from = ~0u;
   drop_kin();
+  renew_reservation(*seq);
   return {};
 }
 
@@ -1040,6 +1327,11 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
       back.push_back({&table.blocks[i], id, i});
     }
   }
+  if (reserved_slots_ != 0) {
+    std::vector<BlockId> blocks;
+    for (const Back& one : back) blocks.push_back(one.id);
+    FIRN_TRY(check_spare(blocks).with_context("rewind"));
+  }
   for (const Back& one : back) {
     *one.entry = one.id;
     add_ref(one.id, is_hot(seq, one.at), seq.exact());
@@ -1065,6 +1357,7 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   if (!passed.ok()) return passed.status().with_context("free");
   record_request(*seq);
   take_reserved(*seq, seq->reserved);
+  hold_for_replay(*seq);
   queue_cold(*seq, /*ending=*/true);
   if (!*passed) {
     deferred_.push_back(

@@ -72,7 +72,7 @@ SlotId ManagerImpl::take_free_idle_slot() {
 }
 
 // Decoding a frame into a fresh slot for copy-on-write would wait for the device.
-bool ManagerImpl::copy_must_wait(const Sequence& seq) {
+bool ManagerImpl::copy_must_wait(const Sequence& seq) const {
   const std::uint32_t tail = seq.committed_blocks();
   if (!bytes_ || tail >= seq.block_count() || device_->timeline().passed(device_->timeline().last())) return false;
   for (const Table& table : seq.tables)

@@ -37,20 +37,30 @@ Violations ManagerImpl::verify() const {
         if (index(pool_->block(id).page_set) != s)
           fail("block {}: of page set {}, in a table of page set {}", index(id), index(pool_->block(id).page_set), s);
         if (i < tables[s].first_held) fail("block {}: held behind the window", index(id));
+        if (pool_->block(id).position != i)
+          fail("block {}: number {} where it was computed, and number {} of a sequence that holds it", index(id),
+               std::uint64_t{pool_->block(id).position}, i);
         ++counted[index(id)].refs;
         counted[index(id)].exact_refs += exact;
         counted[index(id)].hot_refs += i < sink_blocks() || i >= first_hot;
       }
   };
   std::uint64_t sequence_bytes = 0, reserved = 0;
+  std::vector<std::uint64_t> reserved_in(namespaces_.end());
   std::set<const HeldExtras*> seen_extras;
   for (const auto& [number, seq] : sequences_) {
     count(seq->tables, seq->hot_first, seq->exact());
     sequence_bytes += seq->charge.bytes() + seq->ranges_charge.bytes();
     reserved += seq->reserved;
+    reserved_in[seq->name_space] += seq->reserved;
     if (seq->extras && seen_extras.insert(seq->extras.get()).second) sequence_bytes += seq->extras->charge.bytes();
     if (seq->preempted) {
+      // Of all that speaks of blocks nothing is left; its tokens are what resume() asks for.
       if (seq->block_count() != 0) fail("sequence {}: preempted, and holds {} blocks", number, seq->block_count());
+      bool clear = seq->hot_first == 0 && seq->lost_from == ~0u && seq->reserved == 0 && seq->last_key.is_zero();
+      for (const Table& table : seq->tables)
+        clear = clear && table.blocks.empty() && table.first_held == 0 && table.store_next == sink_blocks();
+      if (!clear) fail("sequence {}: preempted, and remembers something of its blocks", number);
       continue;
     }
     if (lossy_ && seq->exact())
@@ -61,6 +71,8 @@ Violations ManagerImpl::verify() const {
           fail("block {}: {}, and held by sequence {}, which asked for exact context", index(id),
                to_string(block.fidelity), number);
       }
+    if (seq->lost_from != ~0u && seq->lost_from >= seq->block_count())
+      fail("sequence {}: lost block {} of {}", number, seq->lost_from, seq->block_count());
     const std::uint32_t wanted = std::min(hot_first(seq->tokens.size()), seq->block_count());
     if (seq->hot_first != wanted)
       fail("sequence {}: its window starts at block {}, but its {} tokens put it at {}", number, seq->hot_first,
@@ -92,6 +104,9 @@ Violations ManagerImpl::verify() const {
         const Block& block = pool_->block(table.blocks[i]);
         if (block.key != key && !block.lost)
           fail("block {}: its key is not that of its tokens in sequence {}", index(table.blocks[i]), number);
+        if (block.full() && block.name_space != space_of(*seq, i))
+          fail("block {}: of namespace {}, and sequence {} has it for namespace {}", index(table.blocks[i]),
+               block.name_space, number, space_of(*seq, i));
       }
     }
     if (seq->last_key != key) fail("sequence {}: remembers another last key than its tokens have", number);
@@ -103,6 +118,7 @@ Violations ManagerImpl::verify() const {
 
   // Blocks.
   std::uint32_t in_use = 0, candidates = 0, keyed = 0, cold = 0, copied = 0, storing = 0, live_slots = 0;
+  std::vector<KeptBack> kept_back(namespaces_.end());
   for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i) {
     const Block& block = pool_->block(BlockId{i});
     if (!block.in_use) {
@@ -147,10 +163,28 @@ Violations ManagerImpl::verify() const {
                         !retention_->held(BlockId{i}) &&
                         (block.refs == 0 || (block.hot_refs == 0 && block.frame != FrameId::kNone));
     if (block.candidate != should) fail("block {}: {} a candidate for eviction", i, should ? "is not" : "must not be");
+    const bool kept = block.candidate && !family_may_go(BlockId{i});
+    if (block.kept_by_family != kept) fail("block {}: {} kept by its family", i, kept ? "is not" : "must not be");
+    if (block.name_space < kept_back.size()) {
+      kept_back[block.name_space].reader += block.candidate && block.refs != 0 && !kept;
+      kept_back[block.name_space].family += kept;
+    }
   }
   if (cold != cold_slots_ || copied != copied_slots_ || storing != storing_slots_ || live_slots != pool_->live_slots())
     fail("slots: {} cold, {} of no sequence with a copy, {} being stored and {} live, counted {}, {}, {} and {}", cold,
          copied, storing, live_slots, cold_slots_, copied_slots_, storing_slots_, pool_->live_slots());
+  KeptBack all_kept_back;
+  for (std::size_t i = 0; i < std::max(kept_back.size(), kept_back_.size()); ++i) {
+    const KeptBack has = i < kept_back.size() ? kept_back[i] : KeptBack{};
+    const KeptBack counts = i < kept_back_.size() ? kept_back_[i] : KeptBack{};
+    all_kept_back.reader += has.reader, all_kept_back.family += has.family;
+    if (has.reader != counts.reader || has.family != counts.family)
+      fail("namespace {}: {} candidates are read and {} kept by families, counted {} and {}", i, has.reader, has.family,
+           counts.reader, counts.family);
+  }
+  if (all_kept_back.reader != all_kept_back_.reader || all_kept_back.family != all_kept_back_.family)
+    fail("eviction: {} candidates are read and {} kept by families, counted {} and {}", all_kept_back.reader,
+         all_kept_back.family, all_kept_back_.reader, all_kept_back_.family);
   if (in_use != pool_->block_count()) fail("blocks: {} records in use, {} counted", in_use, pool_->block_count());
   if (candidates != slot_policy_->candidates())
     fail("eviction: {} blocks are candidates, the policy knows {}", candidates, slot_policy_->candidates());
@@ -178,6 +212,12 @@ Violations ManagerImpl::verify() const {
   // Slots: each is the null slot, free, being filled, or one block's.
   std::uint32_t free_slots = 0, loading = 0, bound = 0, absent = 0;
   for (std::uint32_t i = 0; i < pool_->slot_count(); ++i) {
+    if (i != 0 && !chunks_.empty()) {
+      const bool chunk = chunks_[chunk_of(SlotId{i})].slots != 0;
+      const bool there = pool_->state(SlotId{i}) != BlockPool::SlotState::kAbsent;
+      if (chunk && !there) fail("slot {}: its chunk is there, and it is not", i);
+      if (!chunk && there) fail("slot {}: its chunk is absent, and it is not: its memory may be gone", i);
+    }
     switch (pool_->state(SlotId{i})) {
       case BlockPool::SlotState::kNull:
         if (i != 0) fail("slot {}: claims to be the null slot", i);
@@ -187,8 +227,6 @@ Violations ManagerImpl::verify() const {
         break;
       case BlockPool::SlotState::kAbsent:
         ++absent;
-        if (bytes_ && i != 0 && chunks_[chunk_of(SlotId{i})].slots != 0)
-          fail("slot {}: its chunk is there, and it is not", i);
         break;
       case BlockPool::SlotState::kLoading:
         ++loading;
@@ -215,6 +253,10 @@ Violations ManagerImpl::verify() const {
     fail("slots: {} are there, {} counted", pool_->slot_count() - 1 - absent, pool_->slot_total());
   if (reserved != reserved_slots_)
     fail("admission: {} slots kept for sequences, {} counted", reserved, reserved_slots_);
+  for (std::uint32_t i = 0; i < namespaces_.end(); ++i)
+    if (const auto id = static_cast<std::uint16_t>(i);
+        namespaces_.in_use(id) && namespaces_[id].reserved != reserved_in[i])
+      fail("namespace {}: {} slots kept for its sequences, {} counted", i, reserved_in[i], namespaces_[id].reserved);
 
   // Frames.
   std::uint32_t frames = 0, frame_candidates = 0;
@@ -233,6 +275,12 @@ Violations ManagerImpl::verify() const {
       live += block.refs != 0;
       if (!block.in_use || block.frame != FrameId{i} || block.frame_index != j || block.page_set != frame.page_set)
         fail("frame {}: block {} does not say that it is there", i, index(frame.blocks[j]));
+      // What is in one frame was computed in a row, and the frame says where.
+      if (std::uint64_t{block.position} * kBlockTokens != frame.first_position + j * std::uint64_t{kBlockTokens})
+        fail("frame {}: block {} is number {} of its sequence, and place {} of a frame from token {} on", i,
+             index(frame.blocks[j]), std::uint64_t{block.position}, j, frame.first_position);
+      if (j + 1 == frame.block_count && block.full() && block.key != frame.last_key)
+        fail("frame {}: ends in a block of another key than it was stored with", i);
     }
     if (held == 0 && frame.in_flight == 0) fail("frame {}: holds no block", i);
     if (live != frame.live) fail("frame {}: {} live blocks, {} counted", i, live, frame.live);
@@ -259,9 +307,18 @@ Violations ManagerImpl::verify() const {
       continue;
     }
     ++tallies[block.name_space].blocks;
-    tallies[block.name_space].slots += block.slot != SlotId::kNone;
+    tallies[block.name_space].slots += block.slot != SlotId::kNone;  // those being filled are counted below
     if (events_->on() && block.full() && events_->told(BlockId{i}) != EventLog::tiers_of(block))
       fail("block {}: told to be in tiers {}, is in {}", i, events_->told(BlockId{i}), EventLog::tiers_of(block));
+  }
+  for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
+    if (pool_->state(SlotId{i}) != BlockPool::SlotState::kLoading) continue;
+    const std::uint16_t id = pool_->loading_for(SlotId{i});
+    if (namespaces_.in_use(id)) {
+      ++tallies[id].slots;
+    } else {
+      fail("slot {}: being filled for namespace {}, which does not exist", i, id);
+    }
   }
   std::vector<std::uint64_t> host_bytes(namespaces_.end());
   for (std::uint32_t i = 0; i < frames_->capacity(); ++i) {
@@ -284,6 +341,22 @@ Violations ManagerImpl::verify() const {
   }
 
   // Queues and ledger.
+  for (const Job& job : stores_) {
+    BlockId before = BlockId::kNone;
+    for (std::uint8_t i = 0; i < job.count; ++i) {
+      if (!same_life(job.blocks[i]) || !pool_->block(job.blocks[i].id).in_use) {
+        before = BlockId::kNone;
+        continue;
+      }
+      const Block& block = pool_->block(job.blocks[i].id);
+      if (i != 0 && before != BlockId::kNone &&
+          (block.position != pool_->block(before).position + 1u || block.page_set != pool_->block(before).page_set ||
+           block.name_space != pool_->block(before).name_space))
+        fail("mover: block {} waits to be stored behind block {}, and does not follow it", index(job.blocks[i].id),
+             index(before));
+      before = job.blocks[i].id;
+    }
+  }
   const std::uint32_t over = strict_lossy() ? lossy_pending_ : 0;  // what commit made lossy is queued in any case
   if (stores_.size() > config_.mover.queue + over || loads_.size() > config_.mover.queue)
     fail("mover: {} stores and {} loads wait in queues of {}", stores_.size(), loads_.size(), config_.mover.queue);

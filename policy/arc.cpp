@@ -73,6 +73,7 @@ class ArcRanking final : public Ranking {
     }
     from_b2_ = false;
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<ArcRanking>(*this); }
 
  private:
   static constexpr std::uint32_t kT1 = 0, kT2 = 1;

@@ -28,6 +28,7 @@ class FifoRanking final : public Ranking {
   void touch(std::uint32_t, Instant) override {}
   void remove(std::uint32_t id, bool) override { lists_.unlink(0, id); }
   void pick(Picker& picker) override { pick_from(lists_, 0, picker); }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<FifoRanking>(*this); }
 
  private:
   IdLists lists_;
@@ -50,6 +51,7 @@ class TailFirstRanking final : public Ranking {
     passes_[id] = 0;
   }
   void pick(Picker& picker) override { pick_from(lists_, 0, picker); }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<TailFirstRanking>(*this); }
 
  private:
   void place(std::uint32_t id) {
@@ -102,6 +104,7 @@ class SlruRanking final : public Ranking {
     pick_from(lists_, kProbation, picker);
     pick_from(lists_, kProtected, picker);
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<SlruRanking>(*this); }
 
  private:
   static constexpr std::uint32_t kProbation = 0, kProtected = 1;

@@ -40,6 +40,7 @@ class FrequencyRanking final : public Ranking {
     }
     for (const auto& [id, rank] : taken) heap_.set(id, rank);
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<FrequencyRanking>(*this); }
 
  private:
   struct Rank {

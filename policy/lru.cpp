@@ -77,6 +77,7 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   std::size_t candidates() const override { return count_; }
+  std::unique_ptr<EvictionPolicy> clone() const override { return std::make_unique<LruPolicy>(*this); }
 
  private:
   struct Link {

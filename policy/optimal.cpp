@@ -23,6 +23,7 @@ class OptimalRanking final : public Ranking {
     }
     for (const auto& [id, rank] : taken) heap_.set(id, rank);
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<OptimalRanking>(*this); }
 
  private:
   struct Rank {

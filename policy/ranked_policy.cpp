@@ -20,9 +20,21 @@ class RankedPolicy final : public EvictionPolicy {
         flags_(capacity),
         bytes_(capacity),
         names_(capacity) {}
+  RankedPolicy(const RankedPolicy& other)
+      : name_(other.name_),
+        capacity_(other.capacity_),
+        maker_(other.maker_),
+        count_(other.count_),
+        flags_(other.flags_),
+        bytes_(other.bytes_),
+        names_(other.names_) {
+    for (std::size_t i = 0; i < rankings_.size(); ++i)
+      if (other.rankings_[i]) rankings_[i] = other.rankings_[i]->clone();
+  }
 
   std::string_view name() const override { return name_; }
   std::size_t candidates() const override { return count_; }
+  std::unique_ptr<EvictionPolicy> clone() const override { return std::make_unique<RankedPolicy>(*this); }
 
   void on_insert(const BlockFacts& facts, Instant now) override {
     const std::uint32_t id = index(facts.id);

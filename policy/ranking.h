@@ -49,6 +49,7 @@ class Ranking {
   virtual void pick(Picker& picker) = 0;
   virtual void coming(std::uint64_t) {}  // a block of this name is going to be inserted
   virtual bool wants_coming() const { return false; }
+  virtual std::unique_ptr<Ranking> clone() const = 0;
 };
 
 using RankingMaker = std::function<std::unique_ptr<Ranking>(std::uint32_t capacity)>;

@@ -63,6 +63,7 @@ class S3FifoRanking final : public Ranking {
         pick_one(static_cast<std::uint8_t>(1 - queue), at, main_left, picker);
     }
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<S3FifoRanking>(*this); }
 
  private:
   static constexpr std::uint8_t kSmall = 0, kMain = 1, kMostUses = 3;

@@ -151,6 +151,7 @@ class SessionRanking final : public Ranking {
     for (std::size_t i = aside.size(); i-- > 0;) list_oldest(aside[i]);
     if (picker.found() == 0) pick_any(picker);  // vetoes stand before everything we would like
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<SessionRanking>(*this); }
 
  private:
   struct Block {

@@ -35,6 +35,7 @@ class SieveRanking final : public Ranking {
     }
     hand_ = first != IdLists::kNone ? first : at;
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<SieveRanking>(*this); }
 
  private:
   IdLists lists_;

@@ -74,6 +74,7 @@ class SuffixFirstRanking final : public Ranking {
       picker.offer(id);
     }
   }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<SuffixFirstRanking>(*this); }
 
  private:
   static constexpr std::uint32_t kNone = ~0u;
@@ -112,6 +113,7 @@ class CostAwareRanking final : public Ranking {
     heap_.erase(id);
   }
   void pick(Picker& picker) override { pick_smallest(heap_, picker); }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<CostAwareRanking>(*this); }
 
  private:
   void place(std::uint32_t id) { heap_.set(id, {age_ + uses_[id] * worth_[id] / unit_, ++clock_}); }
@@ -132,6 +134,7 @@ class PriorityRanking final : public Ranking {
   void touch(std::uint32_t id, Instant) override { heap_.set(id, {static_cast<double>(priorities_[id]), ++clock_}); }
   void remove(std::uint32_t id, bool) override { heap_.erase(id); }
   void pick(Picker& picker) override { pick_smallest(heap_, picker); }
+  std::unique_ptr<Ranking> clone() const override { return std::make_unique<PriorityRanking>(*this); }
 
  private:
   Heap heap_;

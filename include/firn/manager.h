@@ -341,8 +341,8 @@ class FIRN_API Manager {
   // True until resize_pool() or replace_device(). kInvalidArgument: there is no such slot or layer, or the block in it
   // is of a page set that the layer is not in; kUnavailable: device none has no bytes.
   virtual Result<BlockView> slot_view(SlotId slot, std::uint32_t layer) const = 0;
-  // The slots that allocate() would take, the next one first: empty ones, then evictable ones in the policy's order.
-  // Policies with a moving hand (sieve, s3fifo) count this as a look.
+  // The slots that allocate() would take, the next one first: empty ones, then evictable ones in the policy's order,
+  // each once. Changes nothing. O(slots), and a copy of the policy: for tests and tools.
   virtual std::vector<SlotId> reuse_order() const = 0;
   // Every invariant the manager has, checked from scratch. O(blocks); leave it on in debug builds.
   virtual Violations verify() const = 0;

@@ -63,6 +63,8 @@ class FIRN_API EvictionPolicy {
   // Best victims first, at most out.size(); how many. They stay candidates until on_remove.
   virtual std::size_t victims(Need need, const Filter& filter, std::span<BlockId> out) = 0;
   virtual std::size_t candidates() const = 0;
+  // The same candidates in the same order, for a look at what would go that changes nothing. Null: it cannot.
+  virtual std::unique_ptr<EvictionPolicy> clone() const { return nullptr; }
 };
 
 inline constexpr std::uint32_t kMaxPolicyIds = (1u << 30) - 8;

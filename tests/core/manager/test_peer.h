@@ -47,6 +47,13 @@ struct ManagerTestPeer {
     impl.codec_for(frame).decode({&job, 1}, nullptr);
     return job.status.ok() ? bytes : std::vector<std::byte>();
   }
+  static std::uint32_t& kept_by_readers(Manager& manager) { return of(manager).all_kept_back_.reader; }
+  static std::uint32_t& chunk_slots(Manager& manager, std::uint32_t slot) {
+    return of(manager).chunks_[of(manager).chunk_of(SlotId{slot})].slots;
+  }
+  static std::uint32_t& reserved_in(Manager& manager, std::string_view name) {
+    return of(manager).namespaces_[*of(manager).namespaces_.find(name)].reserved;
+  }
   static std::deque<Job>& stores(Manager& manager) { return of(manager).stores_; }
 
   using Slot = BlockPool::Slot;

@@ -328,12 +328,113 @@ TEST_F(Verify, TheLedgerIsTheSumOfItsParts) {
       [&] { std::swap(lost, seq.charge); });
 }
 
+TEST_F(Verify, APreemptedSequenceRemembersNothingOfItsBlocks) {
+  ASSERT_OK(manager_->preempt(fork_));
+  Sequence& seq = Peer::sequence(*manager_, fork_);
+  caught("a window", "remembers", seq.hot_first, 3u);
+  caught("what was lost", "remembers", seq.lost_from, 2u);
+  caught("where storing goes on", "remembers", seq.tables[0].store_next, 9u);
+  caught("what slid out", "remembers", seq.tables[0].first_held, 1u);
+  caught("a name", "remembers", seq.last_key, block(first([](const Block& b) { return b.full(); })).key);
+  std::vector<BlockId> held{Peer::sequence(*manager_, seq_).tables[0].blocks[0]};
+  caught(
+      "a block", "preempted, and holds", [&] { seq.tables[0].blocks.swap(held); },
+      [&] { seq.tables[0].blocks.swap(held); });
+}
+
+TEST_F(Verify, WhatIsStoredTogetherWasComputedInARow) {
+  const BlockId a = first(is_framed);
+  const std::string frame_a = "frame " + std::to_string(index(block(a).frame)) + ":";
+  caught("a frame from another place", frame_a, frame(a).first_position, frame(a).first_position + kBlockTokens);
+  Key wrong = frame(a).last_key;
+  wrong.bytes[0] ^= 1;
+  caught("a frame that ends elsewhere", frame_a, frame(a).last_key, wrong);
+  const std::vector<BlockId>& blocks = Peer::sequence(*manager_, seq_).tables[0].blocks;
+  caught_in_block("a block that is not where it was computed", named(blocks[3]) + " number", blocks[3],
+                  [](Block& b) { b.position = 7; });
+  const auto ref = [&](BlockId id) { return BlockRef{id, pool().generation(id)}; };
+  Job job;
+  job.count = 2;
+  job.blocks[0] = ref(blocks[3]), job.blocks[1] = ref(blocks[5]);
+  caught(
+      "a move of blocks that do not follow each other", "does not follow it",
+      [&] { Peer::stores(*manager_).push_back(job); }, [&] { Peer::stores(*manager_).pop_back(); });
+}
+
+TEST_F(Verify, CandidatesThatAreKeptBackAreCounted) {
+  const BlockId dead = first(is_dead_resident);
+  caught_in_block("a block that a family seems to keep", named(dead) + " must not be kept", dead,
+                  [](Block& b) { b.kept_by_family = true; });
+  caught("a count of all", "candidates are read", Peer::kept_by_readers(*manager_),
+         Peer::kept_by_readers(*manager_) + 1);
+}
+
 TEST_F(Verify, BlocksBehindAFenceHaveHolders) {
   ASSERT_OK(manager_->free(fork_, {Fence::Kind::kTimeline, 7, ~std::uint64_t{0}}));  // far in the future
   std::vector<BlockId>& blocks = Peer::deferred_blocks(*manager_);
   std::vector<BlockId> none;
   caught(
       "a slot given back before its fence", "refs", [&] { blocks.swap(none); }, [&] { blocks.swap(none); });
+}
+
+// Pools that grow and shrink, reservations and slots on their way have books of their own.
+class VerifyBooks : public testing::Test {
+ protected:
+  void caught(const char* what, const std::string& names, const std::function<void()>& breaks,
+              const std::function<void()>& mends) {
+    SCOPED_TRACE(what);
+    ASSERT_EQ(broken(*manager_), "") << "not even broken yet";
+    breaks();
+    const std::string found = broken(*manager_);
+    mends();
+    EXPECT_NE(found.find(names), std::string::npos) << "verify() says: " << (found.empty() ? "nothing" : found);
+    ASSERT_EQ(broken(*manager_), "") << "not mended";
+  }
+  static Config settings() {
+    Config config = bookkeeping(32);
+    config.pool.max_budget_bytes = 64 * small_model().block_bytes();
+    return config;
+  }
+  std::unique_ptr<Manager> manager_ = make_manager(settings());
+};
+
+TEST_F(VerifyBooks, SlotsAreWhereTheirChunkIs) {
+  const SeqId seq = prompt(*manager_, distinct(100, 0));
+  const std::uint32_t bound = table(*manager_, seq)[0];
+  std::uint32_t chunk = 0;
+  const std::string gone = "its chunk is absent";
+  for (const std::uint32_t slot : {bound, 32u})  // one that a block is in, and a free one
+    caught(
+        "a slot whose memory is gone", "slot " + std::to_string(slot) + ": " + gone,
+        [&] { chunk = std::exchange(Peer::chunk_slots(*manager_, slot), 0); },
+        [&] { Peer::chunk_slots(*manager_, slot) = chunk; });
+  caught(
+      "memory that nobody uses", "its chunk is there, and it is not", [&] { Peer::chunk_slots(*manager_, 64) = 1; },
+      [&] { Peer::chunk_slots(*manager_, 64) = 0; });
+}
+
+TEST_F(VerifyBooks, ReservationsAreSummedByNamespace) {
+  BeginOptions options{.name_space = "a", .admission = Admission::kReserve, .expected_tokens = 64};
+  ASSERT_OK(manager_->begin(Tokens{1}, options).status());
+  std::uint32_t& reserved = Peer::reserved_in(*manager_, "a");
+  EXPECT_EQ(reserved, 4u);
+  caught(
+      "slots kept for nobody", "slots kept for its sequences", [&] { ++reserved; }, [&] { --reserved; });
+}
+
+TEST_F(VerifyBooks, FamiliesKeepWhatTheyKeep) {
+  const Tokens tokens = distinct(48, 0);
+  ASSERT_OK(manager_->free(prompt(*manager_, tokens)));
+  const std::vector<Key> keys = manager_->compute_keys(tokens);
+  ASSERT_OK(manager_->set_family(std::span(keys).first(2)));
+  const SeqId reader = manager_->begin(distinct(17, 0))->seq;
+  Block& kept = Peer::pool(*manager_).block(BlockId{1});
+  ASSERT_TRUE(kept.kept_by_family);
+  caught(
+      "a block that its family does not keep", "is not kept by its family", [&] { kept.kept_by_family = false; },
+      [&] { kept.kept_by_family = true; });
+  ASSERT_OK(manager_->free(reader));
+  EXPECT_FALSE(kept.kept_by_family);
 }
 
 }  // namespace
