@@ -1106,7 +1106,9 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
     const PageSet& set = layout_.sets[s];
     for (std::uint32_t i = set.kind == GroupKind::kState ? std::min(tail, had) : had; i < blocks; ++i) {
       const bool hole = i < had;
-      if ((hole && table.blocks[i] != BlockId::kNone) || !takes_block(*seq, set, i, certain)) {
+      // A table may reach further than this step does, from an earlier one that was not committed.
+      const bool beyond = i >= blocks_for(total);
+      if ((hole && (beyond || table.blocks[i] != BlockId::kNone)) || !takes_block(*seq, set, i, certain)) {
         if (!hole) table.blocks.push_back(BlockId::kNone);
         continue;
       }

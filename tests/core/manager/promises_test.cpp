@@ -391,6 +391,20 @@ TEST(Promises, AStateIsFoundAgainByTheSamePromptWhateverItsLength) {
   }
 }
 
+// Room that an earlier step took and did not commit reaches further than this one, and gets no states there.
+TEST(Promises, AShorterStepTakesWhatItsPlanSays) {
+  const ModelSpec model = model_of({full(1), state(1)});
+  const auto manager = make_manager(books(60, model), model);
+  const SeqId seq = manager->begin(Tokens{1})->seq;
+  ASSERT_OK(manager->allocate(seq, 300).status());
+  const StepRequest request{seq, 24};
+  const auto plan = manager->plan_step(std::span(&request, 1));
+  const std::uint64_t free = manager->stats().slots_free;
+  ASSERT_OK(manager->allocate(seq, 24).status());
+  EXPECT_EQ(free - manager->stats().slots_free, plan->blocks_needed);
+  EXPECT_EQ(plan->blocks_needed, 2u);
+}
+
 TEST(Promises, AStateIsFoundWhereItsReadersStop) {
   const ModelSpec model = model_of({full(1), state(1)});
   const auto manager = make_manager(books(400, model), model);
