@@ -88,7 +88,14 @@ Status ManagerImpl::admit(const Found& found, std::uint64_t prompt_tokens, const
   const auto beyond = [](std::uint64_t slots, std::uint64_t taken) { return slots - std::min(slots, taken); };
   const std::uint64_t available = beyond(has.slots, reserved_slots_ + revived);
   const std::uint64_t below_ceiling = beyond(has.below_ceiling, revived + (known ? namespaces_[*known].reserved : 0));
-  if (need + watermark <= available && own <= below_ceiling) return {};
+  bool fits = need + watermark <= available && own <= below_ceiling;
+  if (own != need) {
+    const std::optional<std::uint16_t> shared = namespaces_.find(*options.shared_scope);
+    const Reach its = reach(shared.value_or(kNewNamespace));
+    fits = fits && need + watermark <= beyond(its.slots, reserved_slots_ + revived) &&
+           need - own <= beyond(its.below_ceiling, revived + (shared ? namespaces_[*shared].reserved : 0));
+  }
+  if (fits) return {};
   ++counters_.admissions_refused;
   if (need > pool_->slot_total())
     return Status(Code::kNoSpace, fmt::format("begin: {} tokens need {} slots and the pool has {}; raise pool.budget",

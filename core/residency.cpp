@@ -133,8 +133,7 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
   if (!retention_->says_nothing() && retention_->held(id)) {
     // A pin is of a key: if this copy is discarded and another is left, that one stays.
     BlockId other = index_->find(block.key, block.page_set);
-    while (other != BlockId::kNone && (other == id || retention_->held(other)))
-      other = pool_->block(other).next_duplicate;
+    if (other == id) other = block.next_duplicate;
     if (other != BlockId::kNone) heir = retention_->move_hold(id, other) ? other : BlockId::kNone;
   }
   if (!retention_->unused())

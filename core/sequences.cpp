@@ -1187,6 +1187,7 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   move_window(*seq);
   slide_out(*seq);
   queue_cold(*seq, /*ending=*/false);
+  if (windowed_ || host_) renew_reservation(*seq);  // what slid out or went below is not its room any more
   return {};
 }
 

@@ -340,6 +340,8 @@ class RandomRun {
     held.tokens = first_of(tokens, hit);
     held.wanted = tokens;
     if (options.admission == Admission::kReserve) held.kept_tokens = std::max(size_of(tokens), options.expected_tokens);
+    // What it will write into the scope is that namespace's, whose ceiling others fill too.
+    if (options.share && quotas_[std::string(kScope)].device_ceiling != 0) held.kept_tokens = 0;
     if (worker_ && options.shared_scope && !options.share) {  // how much of it is the scope's cannot be foretold
       EXPECT_OK(manager_->free(begun->seq));
       return;

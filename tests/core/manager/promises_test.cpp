@@ -312,6 +312,25 @@ TEST(Promises, AReservationComesBackWithARewindAndAResume) {
   EXPECT_EQ(broken(*manager), "");
 }
 
+// A window and a state give blocks up as their sequence grows, and need as many again.
+TEST(Promises, AReservationLastsAsLongAsItsSequenceGrows) {
+  const ModelSpec model = model_of({full(1), window(1, 40), state(1)});
+  const auto manager = make_manager(books(60, model), model);
+  BeginOptions options = reserve(16 * 20);
+  const SeqId owner = manager->begin(distinct(3, 0), options)->seq;
+  for (std::uint32_t step = 0; step < 20; ++step) {
+    const SeqId other = manager->begin(distinct(2, 100), {.name_space = {}, .read_cache = false})->seq;
+    while (manager->allocate(other, 16 * 60).ok() || manager->allocate(other, 16).ok()) {
+      if (manager->block_table(other).size() > 200) break;
+      ASSERT_OK(manager->commit(other, distinct(16, 500)));
+    }
+    ASSERT_OK(manager->allocate(owner, 16).status()) << "step " << step;
+    ASSERT_OK(manager->commit(owner, distinct(16, static_cast<TokenId>(1000 * step))));
+    ASSERT_OK(manager->free(other));
+    EXPECT_EQ(broken(*manager), "");
+  }
+}
+
 TEST(Promises, ANamespacesCeilingAndAnothersReservationDoNotAddUp) {
   const auto manager = make_manager(bookkeeping(21));  // twenty slots
   ASSERT_OK(manager->set_quota("a", {.device_ceiling = budget(5)}));
