@@ -36,7 +36,9 @@ const uint kValueLanes = kValueUnits < kThreads ? kValueUnits : kThreads;
 const uint kGroups = kThreads / kValueLanes;
 const uint kScratch = kThreads * (kPerUnit > kPairs ? kPerUnit : kPairs);
 const uint kSegments = kTokensOfSplit / 16u;
-const float kUnseen = -3.4e38;
+const float kUnseen = -3.4e38;   // what is not there has this logit...
+const float kLeast = -3.39e38;   // ...and what is there counts as at least this, minus infinity too
+const float kLargest = 3.4e38;
 
 struct Item {
   uint row, row_count, position, split, token_count, view;
@@ -197,21 +199,40 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
   for (uint i = thread; i < kPairs * kSegments; i += kThreads) {
     const uint pair = i / kSegments, first = i % kSegments * 16u;
     float top = kUnseen;
-    for (uint t = max(first, seen_begin[pair]); t < min(first + 16u, seen_end[pair]); ++t)
-      top = max(top, weights[pair * kTokensOfSplit + t]);
-    segments[i] = top;
+    bool breaks = false;  // a NaN or plus infinity makes all weights NaN
+    for (uint t = max(first, seen_begin[pair]); t < min(first + 16u, seen_end[pair]); ++t) {
+      const float logit = weights[pair * kTokensOfSplit + t];
+      if (!present(t)) continue;
+      if (is_nan(logit) || logit > kLargest)
+        breaks = true;
+      else
+        top = max(top, max(logit, kLeast));
+    }
+    segments[i] = breaks ? nan() : top;
   }
   barrier();
   if (thread < kPairs) {
     float top = kUnseen;
-    for (uint s = 0; s < kSegments; ++s) top = max(top, segments[thread * kSegments + s]);
-    maxima[thread] = top;
+    bool breaks = false;
+    for (uint s = 0; s < kSegments; ++s) {
+      const float of_segment = segments[thread * kSegments + s];
+      if (is_nan(of_segment))
+        breaks = true;
+      else
+        top = max(top, of_segment);
+    }
+    maxima[thread] = breaks ? nan() : top;
   }
   barrier();
   for (uint i = thread; i < kPairs * kTokensOfSplit; i += kThreads) {
     const uint pair = i / kTokensOfSplit, t = i % kTokensOfSplit;
     float weight = 0.0;
-    if (t >= seen_begin[pair] && t < seen_end[pair] && weights[i] != kUnseen) weight = exp(weights[i] - maxima[pair]);
+    if (t >= seen_begin[pair] && t < seen_end[pair] && present(t)) {
+      if (is_nan(maxima[pair]))
+        weight = nan();
+      else if (weights[i] >= kLeast)
+        weight = exp(weights[i] - maxima[pair]);
+    }
     weights[i] = weight;
   }
   barrier();
@@ -225,6 +246,8 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
   if (thread < kPairs) {
     float sum = 0.0;
     for (uint s = 0; s < kSegments; ++s) sum = plus(sum, segments[thread * kSegments + s]);
+    if (is_nan(maxima[thread])) sum = nan();
+    if (sum == 0.0 && maxima[thread] != kUnseen) sum = all_zero();
     sums[thread] = sum;
   }
   barrier();
@@ -234,7 +257,7 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
       const uint pair = i / (kSegments + 1u), at = i % (kSegments + 1u);
       const uint row = item.row + (first_pair + pair) / group;
       const uint query_head = kv_head * group + (first_pair + pair) % group;
-      if (sums[pair] == 0.0) continue;
+      if (untouched(sums[pair])) continue;
       const uvec2 cell = element_of(
           p.mass_scratch, (row * p.query_heads + query_head) * p.mass_splits + item.split / kTokensOfSplit, kMassBytes);
       FloatAt(offset_by(cell, at * 4u)).value = at < kSegments ? segments[pair * kSegments + at] : maxima[pair];
@@ -254,7 +277,7 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
         load_unit(offset_by(element_of(bases[2u * block + 1u], t % kTokensOfBlock, strides[block].y), unit * kUnit), x);
         for (uint pair = 0; pair < kPairs; ++pair) {
           const float weight = weights[pair * kTokensOfSplit + t];
-          if (weight == 0.0) continue;
+          if (t < seen_begin[pair] || t >= seen_end[pair]) continue;
           for (uint e = 0; e < kPerUnit; ++e) chains[pair * 8u + e] = fma(x[e], weight, chains[pair * 8u + e]);
         }
       }
@@ -264,7 +287,7 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
         for (uint e = 0; e < kPerUnit; ++e)
           scratch[(value_group * kPerUnit + e) * kValueLanes + value_lane] = chains[pair * 8u + e];
       barrier();
-      if (pair < pair_count && (kFold == 0u || sums[pair] != 0.0)) {
+      if (pair < pair_count && (kFold == 0u || !untouched(sums[pair]))) {
         const uvec2 row = accumulators(results, results_row, first_pair + pair, group, kv_head);
         for (uint i = thread; i < kPerUnit * kValueLanes; i += kThreads) {
           const uint e = i / kValueLanes, of_unit = chunk + i % kValueLanes;
@@ -275,7 +298,7 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
           const uvec2 at = offset_by(row, (of_unit * kPerUnit + e) * 4u);
           if (kFold != 0u) {
             const FoldFactors f = fold_factors(state_maxima[pair], state_sums[pair], maxima[pair], sums[pair]);
-            value = fold_value(state_sums[pair] == 0.0 ? 0.0 : FloatAt(at).value, value, f);
+            value = fold_value(untouched(state_sums[pair]) ? 0.0 : FloatAt(at).value, value, f);
           }
           FloatAt(at).value = value;
         }
@@ -287,8 +310,8 @@ void attend_split(uint item_index, uint first_pair, uint kv_head, bool fresh) {
   if (thread < pair_count) {
     const uvec2 row = accumulators(results, results_row, first_pair + thread, group, kv_head);
     float maximum = maxima[thread], sum = sums[thread];
-    bool changed = kFold == 0u || sum != 0.0;
-    if (kFold != 0u && sum != 0.0) {
+    bool changed = kFold == 0u || !untouched(sum);
+    if (kFold != 0u && !untouched(sum)) {
       const FoldFactors f = fold_factors(state_maxima[thread], state_sums[thread], maximum, sum);
       maximum = f.maximum;
       sum = f.sum;

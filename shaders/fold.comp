@@ -34,7 +34,7 @@ void main() {
       const uint first = WordAt(element_of(p.first_rows, item, 4u)).value + (row - range.row);
       const uvec2 partial = element_of(p.partials, first * p.query_heads + query_head, stride);
       const float partial_sum = FloatAt(offset_by(partial, kValueDim * 4u + 4u)).value;
-      if (partial_sum == 0.0) continue;
+      if (untouched(partial_sum)) continue;
       const FoldFactors f =
           fold_factors(maximum, sum, FloatAt(offset_by(partial, kValueDim * 4u)).value, partial_sum);
       value = fold_value(value, FloatAt(offset_by(partial, d * 4u)).value, f);
@@ -44,7 +44,7 @@ void main() {
     FloatAt(offset_by(state, d * 4u)).value = value;
     if (p.last != 0u)
       FloatAt(element_of(p.out_rows, (row * p.query_heads + query_head) * kValueDim + d, 4u)).value =
-          sum != 0.0 ? value / sum : 0.0;
+          normalised(value, sum);
   }
   // Everybody has read the old maximum and sum before somebody writes the new ones; invocation 0 has dimension 0.
   memoryBarrierBuffer();

@@ -22,7 +22,7 @@ void main() {
     const uvec2 cell = element_of(p.mass_scratch, pair * p.mass_splits + block / kBlocksOfSplit, kMassBytes);
     const float of_split = FloatAt(offset_by(cell, kBlocksOfSplit * 4u)).value;
     // Nothing was seen; or nobody touched this split, which a maximum of zero above the final one gives away.
-    if (sum == 0.0 || of_split > maximum) continue;
+    if (floatBitsToUint(sum) == 0u || of_split > maximum) continue;
     mass = fma(FloatAt(offset_by(cell, block % kBlocksOfSplit * 4u)).value, exp(of_split - maximum) / sum, mass);
   }
   FloatAt(element_of(p.mass, row * p.mass_blocks + block, 4u)).value = mass;

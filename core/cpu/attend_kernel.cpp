@@ -6,12 +6,19 @@
 // the split), their sum runs in 16 lanes over the tokens and folds alike. A value is a chain of fused multiply-adds
 // over the tokens a pair sees, ascending. Tokens a pair does not see never enter its chains, not even with weight zero:
 // zero times infinity would. Rows are blocked in registers to share loads, which changes no chain.
+//
+// Infinities and NaNs give what the formula gives: a NaN among the logits that a pair sees, or one that is plus
+// infinity, makes its result NaN; logits of minus infinity have weight zero, which times an infinite value is NaN; a
+// pair all of whose logits are minus infinity divides zero by zero. That is told from a pair that sees nothing, whose
+// result is zero, by the sign of the sum: minus zero is a sum of weights that are all zero.
 
 #include "core/cpu/attend_kernel.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 
 #include "firn/ids.h"
 
@@ -236,7 +243,8 @@ HWY_INLINE VF scale_block(const AttendBatch& batch, float* x, std::uint32_t at, 
     VF logit = hn::Mul(hn::LoadU(d, x + t), hn::Set(d, batch.scale));
     if (batch.soft_cap != 0) {
       const VF cap = hn::Set(d, batch.soft_cap);
-      logit = hn::Mul(cap, hn::Tanh(d, hn::Div(logit, cap)));
+      // Tanh takes NaN for a number.
+      logit = hn::IfThenElse(hn::IsNaN(logit), logit, hn::Mul(cap, hn::Tanh(d, hn::Div(logit, cap))));
     }
     if (kEdge) {
       const auto index = hn::Iota(di, static_cast<std::int32_t>(t));
@@ -257,8 +265,11 @@ HWY_NOINLINE bool weigh(const AttendBatch& batch, float* x, std::uint32_t begin,
   const DF d;
   const std::uint32_t first = begin / kLanesOfSums * kLanesOfSums;
   VF top = hn::Set(d, -kInfinity);
+  bool anything = false;
   for (std::uint32_t block = first; block < end; block += kLanesOfSums) {
-    if (((absent >> (block / kBlockTokens)) & 1u) != 0)
+    const bool gone = ((absent >> (block / kBlockTokens)) & 1u) != 0;
+    anything = anything || !gone;
+    if (gone)
       std::fill_n(x + block, kLanesOfSums, -kInfinity);
     else if (block < begin || block + kLanesOfSums > end)
       top = scale_block<true>(batch, x, block, begin, end, top);
@@ -267,17 +278,26 @@ HWY_NOINLINE bool weigh(const AttendBatch& batch, float* x, std::uint32_t begin,
   }
   maximum = hn::GetLane(hn::MaxOfLanes(d, top));
   sum = 0;
-  if (maximum == -kInfinity) return false;
-  VF acc[kRegs];
+  if (!anything) return false;
+  const VF shift = hn::Set(d, maximum == -kInfinity ? 0.0f : maximum);
+  VF acc[kRegs], below = hn::Zero(d);
   for (VF& lanes : acc) lanes = hn::Zero(d);
   for (std::uint32_t block = first; block < end; block += kLanesOfSums)
     for (std::uint32_t c = 0; c < kRegs; ++c) {
       float* at = x + block + c * kLanes;
-      const VF weight = hn::Exp(d, hn::Sub(hn::LoadU(d, at), hn::Set(d, maximum)));
+      const VF exponent = hn::Sub(hn::LoadU(d, at), shift);
+      const VF weight = hn::Exp(d, exponent);
       hn::StoreU(weight, d, at);
       acc[c] = hn::Add(acc[c], weight);
+      // Exp takes NaN for a number, and so may the maximum. Nothing here is above zero, so no sum but NaN's is NaN.
+      below = hn::Add(below, exponent);
     }
   sum = fold_lanes(acc);
+  if (!hn::AllFalse(d, hn::IsNaN(below))) {
+    sum = std::numeric_limits<float>::quiet_NaN();
+  } else if (sum == 0) {
+    sum = -0.0f;
+  }
   return true;
 }
 
@@ -573,23 +593,27 @@ void AttendSplit(const AttendBatch& batch, const AttendItem& item, const PairTil
   }
 }
 
+// Nothing was seen: plus zero, not minus zero.
+HWY_INLINE bool untouched(float sum) { return std::bit_cast<std::uint32_t>(sum) == 0; }
+
 HWY_INLINE float exp_of(float x) { return hn::GetLane(hn::Exp(DF(), hn::Set(DF(), x))); }
 
 // Works on registers throughout, the last one through a copy, so that every dimension sees the same operations.
 void Fold(float* state, const float* values, float maximum, float sum, std::uint32_t value_dim) {
   const DF d;
-  if (sum == 0) return;
+  if (untouched(sum)) return;
   float& state_maximum = state[value_dim];
   float& state_sum = state[value_dim + 1];
-  if (state_sum == 0) {
+  if (untouched(state_sum)) {
     std::memcpy(state, values, value_dim * sizeof(float));
     state_maximum = maximum;
     state_sum = sum;
     return;
   }
   const float top = std::max(state_maximum, maximum);
-  const float old_factor = exp_of(state_maximum - top);
-  const float new_factor = exp_of(maximum - top);
+  const float shift = top == -kInfinity ? 0.0f : top;
+  const float old_factor = exp_of(state_maximum - shift);
+  const float new_factor = exp_of(maximum - shift);
   const VF a = hn::Set(d, old_factor);
   const VF b = hn::Set(d, new_factor);
   std::uint32_t i = 0;
@@ -619,7 +643,7 @@ void SumBlocks(const AttendScratch& scratch, std::uint32_t slot, float* to) {
 void AddMass(const float* blocks, float maximum, float sum, float* mass) {
   const DF d;
   // Nothing was seen; or nobody touched this split, which a maximum of zero above the final one gives away.
-  if (sum == 0 || blocks[kBlocksOfSplit] > maximum) return;
+  if (untouched(sum) || blocks[kBlocksOfSplit] > maximum) return;
   const VF factor = hn::Set(d, exp_of(blocks[kBlocksOfSplit] - maximum) / sum);
   for (std::uint32_t i = 0; i < kBlocksOfSplit; i += kLanes)
     hn::StoreU(hn::MulAdd(hn::LoadU(d, blocks + i), factor, hn::LoadU(d, mass + i)), d, mass + i);
@@ -627,7 +651,7 @@ void AddMass(const float* blocks, float maximum, float sum, float* mass) {
 
 void Finish(const float* state, float* out, std::uint32_t value_dim) {
   const float sum = state[value_dim + 1];
-  for (std::uint32_t i = 0; i < value_dim; ++i) out[i] = sum != 0 ? state[i] / sum : 0.0f;
+  for (std::uint32_t i = 0; i < value_dim; ++i) out[i] = untouched(sum) ? 0.0f : state[i] / sum;
 }
 
 template <Dtype kType>

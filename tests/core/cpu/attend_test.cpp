@@ -285,5 +285,91 @@ TEST_F(AttendTest, EveryInstructionSetAgreesAndThoseThatFuseAgreeBitByBit) {
     }
 }
 
+// What is no number goes through as in the formula: softmax with the maximum taken off, then the weighted sum.
+TEST_F(AttendTest, InfinitiesAndNansGiveWhatTheFormulaGives) {
+  using Spoil = void (*)(Sequence&, Dtype, std::uint32_t bytes);
+  static constexpr auto set_key = [](Sequence& s, Dtype dtype, std::uint32_t t, double x) {
+    store(dtype, x, s.key(t, 0));
+  };
+  const std::vector<std::pair<const char*, Spoil>> spoils{
+      {"255 poisoned leading tokens",
+       [](Sequence& s, Dtype, std::uint32_t bytes) {
+         for (std::uint32_t t = 0; t < 255; ++t)
+           std::memset(s.key(t, 0), 0xFF, bytes), std::memset(s.value(t, 0), 0xFF, bytes);
+       }},
+      {"a poisoned split",
+       [](Sequence& s, Dtype, std::uint32_t bytes) {
+         for (std::uint32_t t = 256; t < 512; ++t) std::memset(s.key(t, 0), 0xFF, bytes);
+       }},
+      {"one NaN among the keys",
+       [](Sequence& s, Dtype, std::uint32_t bytes) { std::memset(s.key(300, 0), 0xFF, bytes); }},
+      {"the last key is NaN", [](Sequence& s, Dtype, std::uint32_t bytes) { std::memset(s.key(599, 0), 0xFF, bytes); }},
+      {"the first key is NaN", [](Sequence& s, Dtype, std::uint32_t bytes) { std::memset(s.key(0, 0), 0xFF, bytes); }},
+      {"one value is NaN",
+       [](Sequence& s, Dtype, std::uint32_t bytes) { std::memset(s.value(20, 0), 0xFF, bytes / 2); }},
+      {"one score is infinite", [](Sequence& s, Dtype dtype, std::uint32_t) { set_key(s, dtype, 100, INFINITY); }},
+      {"scores of a split are infinite",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         for (std::uint32_t t = 0; t < 256; ++t) set_key(s, dtype, t, INFINITY);
+       }},
+      {"scores of two splits are infinite",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         for (std::uint32_t t = 0; t < 512; ++t) set_key(s, dtype, t, -INFINITY);
+       }},
+      {"all scores are infinite",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         for (std::uint32_t t = 0; t < 600; ++t) set_key(s, dtype, t, INFINITY);
+       }},
+      {"an infinite value", [](Sequence& s, Dtype dtype, std::uint32_t) { store(dtype, INFINITY, s.value(570, 0)); }},
+      {"two infinite values",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         store(dtype, INFINITY, s.value(570, 0)), store(dtype, -INFINITY, s.value(10, 0));
+       }},
+      {"an infinite value whose weight may be zero",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         set_key(s, dtype, 30, INFINITY), store(dtype, INFINITY, s.value(30, 0));
+       }},
+      {"infinite values of a split whose weights may all be zero",
+       [](Sequence& s, Dtype dtype, std::uint32_t) {
+         for (std::uint32_t t = 0; t < 256; ++t) set_key(s, dtype, t, INFINITY);
+         store(dtype, INFINITY, s.value(9, 0));
+       }},
+  };
+  const std::int64_t here = hwy::SupportedTargets();
+  std::vector<std::int64_t> targets{HWY_SCALAR};
+  for (const std::int64_t target : {HWY_SSE4, HWY_AVX2, HWY_AVX3, HWY_NEON})
+    if ((here & target) != 0) targets.push_back(target);
+  std::size_t broken = 0, whole = 0;
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
+    for (const std::uint32_t dim : {64u, 72u})
+      for (const auto& [name, spoil] : spoils) {
+        const KvShape shape{dtype, 1, dim, dim};
+        Sequence sequence(shape, 600, dim);
+        spoil(sequence, dtype, dim * bytes_of(dtype));
+        const std::vector<Rows> rows{{&sequence, 599, 1}, {&sequence, 560, 40}, {&sequence, 20, 3}};
+        for (const Attention& attention :
+             std::vector<Attention>{{.query_heads = 2},
+                                    {.query_heads = 2, .soft_cap = 3},
+                                    {.query_heads = 2, .window = 290, .splits_a_wave = 1}}) {
+          const std::vector<double> want = attention.reference(rows);
+          for (const std::int64_t target : targets) {
+            const UseTarget use(target);
+            const std::vector<float> got = attention.run(*device, rows);
+            for (std::size_t i = 0; i < got.size(); ++i) {
+              const auto value = static_cast<double>(got[i]);
+              const bool same = std::isnan(want[i])   ? std::isnan(value)
+                                : std::isinf(want[i]) ? value == want[i]
+                                                      : std::fabs(value - want[i]) < 2e-3;
+              ASSERT_TRUE(same) << name << ", " << describe(shape, attention) << ", target " << target << ": element "
+                                << i << " is " << value << ", not " << want[i];
+              ++(std::isfinite(want[i]) ? whole : broken);
+            }
+          }
+        }
+      }
+  EXPECT_GT(broken, 10000u);
+  EXPECT_GT(whole, 10000u);
+}
+
 }  // namespace
 }  // namespace firn::testing

@@ -1,6 +1,7 @@
 // attend on the vulkan device: within 1e-3 of double precision and of the cpu device, and bits that depend on a row and
 // its tokens alone.
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "tests/core/vk/vk_fixture.h"
@@ -26,6 +27,8 @@ struct Case {
   std::uint32_t wave_splits = ~0u;
   std::uint32_t absent = ~0u;     // this block of sequence 0 takes no part
   std::uint32_t mass_blocks = 0;  // not 0: attention mass is asked for
+  // Of each token of sequence 0, its key and its value in head 0.
+  std::function<void(std::uint32_t token, std::byte* key, std::byte* value)> spoil = {};
 };
 
 float query(const Case& c, const Rows& part, std::uint32_t row, std::uint32_t head, std::uint32_t d) {
@@ -40,6 +43,11 @@ class Attention {
     for (std::uint32_t s = 0; s < c.tokens.size(); ++s) {
       sequences_.push_back(place_blocks(arena_, c.shape, (c.tokens[s] + 15) / 16, c.layout));
       append_all(device, arena_, c.shape, sequences_[s], KvRows(c.shape, c.tokens[s], s + 1), c.tokens[s]);
+      for (std::uint32_t t = 0; s == 0 && c.spoil && t < c.tokens[0]; ++t) {
+        const BlockView& view = sequences_[0][t / kBlockTokens];
+        c.spoil(t, arena_.host(view.k + t % kBlockTokens * view.token_stride),
+                arena_.host(view.v + t % kBlockTokens * view.v_token_stride));
+      }
       if (s == 0 && c.absent != ~0u) sequences_[s][c.absent].k = 0;
     }
   }
@@ -239,6 +247,47 @@ TEST_F(Attend, LeavesOutBlocksThatTakeNoPart) {
   Case c{{Dtype::kF16, 2, 64, 64}, 4, {100}, {{0, 99, 1}, {0, 80, 20}}};
   c.absent = 2;
   expect_right(c);
+}
+
+// As the cpu device has it, which is held against the formula: tests/core/cpu/attend_test.cpp.
+TEST_F(Attend, InfinitiesAndNansGiveWhatTheFormulaGives) {
+  ASSERT_TRUE(device);
+  const std::uint16_t infinity = 0x7C00, less = 0xFC00;  // of f16
+  const auto set = [](std::byte* at, std::uint16_t bits) { std::memcpy(at, &bits, 2); };
+  const std::vector<decltype(Case::spoil)> spoils{
+      [](std::uint32_t t, std::byte* k, std::byte* v) {
+        if (t < 255) std::memset(k, 0xFF, 128), std::memset(v, 0xFF, 128);
+      },
+      [](std::uint32_t t, std::byte* k, std::byte*) { std::memset(k, t / 256 == 1 ? 0xFF : 0x11, 128); },
+      [](std::uint32_t t, std::byte* k, std::byte*) { t == 300 ? void(std::memset(k, 0xFF, 128)) : void(); },
+      [](std::uint32_t t, std::byte*, std::byte* v) { t == 20 ? void(std::memset(v, 0xFF, 64)) : void(); },
+      [&](std::uint32_t t, std::byte* k, std::byte*) { t == 100 ? set(k, infinity) : void(); },
+      [&](std::uint32_t t, std::byte* k, std::byte*) { t < 256 ? set(k, infinity) : void(); },
+      [&](std::uint32_t t, std::byte* k, std::byte*) { t < 512 ? set(k, less) : void(); },
+      [&](std::uint32_t, std::byte* k, std::byte*) { set(k, infinity); },
+      [&](std::uint32_t t, std::byte*, std::byte* v) { t == 570 ? set(v, infinity) : void(); },
+      [&](std::uint32_t t, std::byte* k, std::byte* v) { t == 30 ? set(k, infinity), set(v, infinity) : void(); },
+      [&](std::uint32_t t, std::byte* k, std::byte* v) {
+        if (t < 256) set(k, infinity);
+        if (t == 9) set(v, infinity);
+      },
+  };
+  for (std::size_t s = 0; s < spoils.size(); ++s)
+    for (const float cap : {0.0f, 3.0f}) {
+      Case c{{Dtype::kF16, 1, 64, 64}, 2, {600}, {{0, 599, 1}, {0, 560, 40}, {0, 20, 3}}};
+      c.soft_cap = cap;
+      c.spoil = spoils[s];
+      Attention ours(*device, c), theirs(*cpu, c);
+      const std::vector<float> got = ours.run(), want = theirs.run();
+      ASSERT_EQ(got.size(), want.size());
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const bool same = std::isnan(want[i])   ? std::isnan(got[i])
+                          : std::isinf(want[i]) ? got[i] == want[i]
+                                                : std::fabs(got[i] - want[i]) < 1e-3f;
+        ASSERT_TRUE(same) << "case " << s << ", cap " << cap << ": element " << i << " is " << got[i] << ", not "
+                          << want[i];
+      }
+    }
 }
 
 // Against the promise in device.h: not on other rows, their number, waves, or the shape of workgroups.
