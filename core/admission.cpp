@@ -136,7 +136,7 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   FIRN_ASSIGN(Sequence * seq, get_sequence(id, "preempt"));
   const Result<bool> passed = ask_fence(fence);
   if (!passed.ok()) return passed.status().with_context("preempt");
-  const bool waits = !*passed;
+  const bool waits = !*passed || step_running(seq->step);
   Ledger::Charge charge;
   if (waits) {
     if (sequences_.size() + deferred_.size() >= kMostHolders)
@@ -146,7 +146,9 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   hold_for_replay(*seq);
   queue_cold(*seq, /*ending=*/true);
   if (waits) {
-    deferred_.push_back({seq->tables, seq->hot_first, fence, std::move(charge), false, seq->exact()});
+    note_cut(*seq);
+    deferred_.push_back(
+        {seq->tables, seq->hot_first, *passed ? Fence{} : fence, std::move(charge), false, seq->exact(), seq->step});
   } else {
     release_blocks(seq->tables, seq->hot_first, seq->exact());
   }

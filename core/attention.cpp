@@ -57,6 +57,50 @@ Status ManagerImpl::check_rows(std::uint32_t layer, std::span<const StepRows> ro
   return {};
 }
 
+Status ManagerImpl::check_windows(PageSetId page_set, std::span<const StepRows> rows) const {
+  const PageSet& set = layout_.sets[index(page_set)];
+  if (set.kind != GroupKind::kSlidingWindow) return {};
+  for (const StepRows& part : rows) {
+    const Sequence& seq = *find_sequence(part.seq);
+    if (part.position >= seq.tokens.size()) continue;  // what uncommitted rows see is held
+    const std::vector<BlockId>& blocks = seq.tables[index(page_set)].blocks;
+    const std::uint32_t first = first_needed(set, part.position);
+    for (std::uint32_t i = first; i * std::uint64_t{kBlockTokens} <= part.position; ++i)
+      if (blocks[i] == BlockId::kNone)
+        return Status(
+            Code::kInvalidArgument,
+            fmt::format("row {} at position {} of sequence {} sees tokens {} and on through the window of {}, and the "
+                        "sequence has given up those of block {} since that row was committed; rewind({}) takes "
+                        "back what is still cached, or attend rows before they are committed",
+                        part.row, part.position, index(part.seq),
+                        part.position - std::min(part.position, set.window - 1), set.window, i, part.position));
+  }
+  return {};
+}
+
+void ManagerImpl::note_cut(const Sequence& seq) {
+  if (step_running(seq.step)) cuts_.push_back({seq.id, last_step_});
+}
+
+Status ManagerImpl::check_cuts(std::string_view call, std::span<const StepRows> rows, std::uint64_t step) const {
+  for (const Cut& cut : cuts_)
+    for (const StepRows& part : rows)
+      if (part.seq == cut.seq && cut.step >= step)
+        return Status(Code::kInvalidArgument,
+                      fmt::format("{}: another thread has freed, preempted or rewound sequence {} meanwhile; its rows "
+                                  "are worth nothing",
+                                  call, index(part.seq)));
+  return {};
+}
+
+void ManagerImpl::end_step(std::uint64_t step) {
+  --running_steps_;
+  steps_.erase(std::find(steps_.begin(), steps_.end(), step));
+  std::erase_if(cuts_, [&](const Cut& cut) { return !step_running(cut.step); });
+  if (!deferred_.empty()) release_deferred();
+  if (running_steps_ == 0 || !deferred_.empty()) moved_.notify_all();
+}
+
 Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows> rows, DeviceAddress k,
                                   DeviceAddress v) {
   if (!bytes_) return Fence{};
@@ -65,8 +109,8 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
   StepGuard step(*this);
   {
     Lock lock(mutex_);
-    step.start();
     FIRN_TRY(check_rows(layer, rows).with_context("append"));
+    step.start(rows);
     const PageSetId page_set = set_of_layer(layer);
     const PageSet& set = layout_.sets[index(page_set)];
     kv = set.kv;
@@ -94,6 +138,9 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
   FIRN_ASSIGN(const Fence fence, device_->kernels().append({kv, k, v, items}));
   Lock lock(mutex_);
   last_write_ = fence;
+  const Status cut = check_cuts("append", rows, step.number());
+  step.end();
+  if (!cut.ok()) return cut;
   return fence;
 }
 
@@ -165,7 +212,8 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
                                  .label = label_of(frame),
                                  .codec = &codec_for(frame),
                                  .block_count = frame.block_count,
-                                 .wanted = 0});
+                                 .wanted = 0,
+                                 .generation = frame.generation});
           staged = wave.staged.rbegin();
         }
         staged->views[block.frame_index] = view;
@@ -217,7 +265,8 @@ Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::
     // Other parts of the wave may read the same frame; the last of them to fail drops it.
     const bool read_again = std::any_of(staged.begin() + static_cast<std::ptrdiff_t>(i) + 1, staged.end(),
                                         [&](const Staged& other) { return other.frame == frame; });
-    if (!read_again && frames_->frame(frame).in_use && frames_->frame(frame).in_flight == 0)
+    if (!read_again && frames_->frame(frame).in_use && frames_->frame(frame).generation == staged[i].generation &&
+        frames_->frame(frame).in_flight == 0)
       drop_frame(frame, MissReason::kLoadFailed);
   }
   return failure;
@@ -251,15 +300,33 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
   Fence fence;
   std::lock_guard one_at_a_time(attend_mutex_);  // staging and workspace are one
   StepGuard step(*this);
+  // Jobs that rewrite slots in place stay off them from the first wave to the last.
+  struct Attending {
+    ManagerImpl& manager;
+    bool on = false;
+    ~Attending() {
+      if (!on) return;
+      Lock lock(manager.mutex_);
+      manager.attending_ = false;
+      manager.moved_.notify_all();
+    }
+  } attending{*this};
   const std::uint64_t layer_bytes = kBlockTokens * kv.token_bytes();
   for (bool first = true, last = false; !last; first = false) {
     {
       Lock lock(mutex_);
       if (first) {
         FIRN_TRY(check_rows(layer, rows).with_context("attend"));
-        FIRN_TRY(settle_lossy(lock).with_context("attend"));
+        if (strict_lossy()) {
+          FIRN_TRY(settle_lossy(lock).with_context("attend"));
+          FIRN_TRY(check_rows(layer, rows).with_context("attend"));  // settling lets go of the lock
+          attending_ = attending.on = true;
+        }
+        FIRN_TRY(check_windows(page_set, rows).with_context("attend"));
+        step.start(rows);
+      } else {
+        FIRN_TRY(check_cuts("attend", rows, step.number()));
       }
-      step.start();
       FIRN_TRY(plan_wave(wave, page_set, rows));
     }
     last = wave.next_rows == rows.size();
@@ -290,6 +357,15 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                                                   .mass_scratch = params.mass_scratch}));
     if (!wave.staged.empty()) staging_read_ = fence;
   }
+  Lock lock(mutex_);
+  if (attending.on) {
+    attended_ = fence;
+    attending_ = attending.on = false;
+    moved_.notify_all();
+  }
+  const Status cut = check_cuts("attend", rows, step.number());
+  step.end();
+  if (!cut.ok()) return cut;
   return fence;
 }
 

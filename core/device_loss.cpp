@@ -115,7 +115,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   FIRN_TRY(take_replacement(next).with_context("replace_device: nothing has changed, and it may be tried again"));
 
   for (Deferred& deferred : std::exchange(deferred_, {})) {
-    release_blocks(deferred.tables, deferred.hot_first, deferred.exact);
+    release_blocks(deferred.tables, deferred.hot_first, deferred.exact, deferred.forget);
     small_sequences_ -= deferred.small ? 1 : 0;
   }
   give_back_device();
@@ -129,7 +129,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   lost_devices_.push_back(std::exchange(own_device_, std::move(own)));  // the engine may have regions there still
   device_ = &next_device;
   import_arenas();
-  last_write_ = staging_read_ = blocked_on_ = {};
+  last_write_ = staging_read_ = blocked_on_ = attended_ = {};
   busy_slots_.clear();
 
   DeviceLoss loss;

@@ -76,7 +76,7 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
     waiting.clear();
     {
       Lock lock(mutex_);
-      if (done == 0) FIRN_TRY(settle_lossy(lock).with_context("gather"));
+      FIRN_TRY(settle_lossy(lock).with_context("gather"));
       // Looked up again for every split: another thread may have ended the sequence meanwhile.
       FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "gather"));
       if (end > seq->tokens.size())
@@ -125,7 +125,8 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
                               .label = label_of(frame),
                               .codec = &codec_for(frame),
                               .block_count = frame.block_count,
-                              .wanted = 0});
+                              .wanted = 0,
+                              .generation = frame.generation});
             part = staged.rbegin();
           }
           part->views[block.frame_index] = view;

@@ -66,6 +66,7 @@ struct Sequence {
   std::uint32_t reserved = 0;                  // slots kept for it that it has not taken yet
   std::uint32_t expected = 0;                  // tokens that they are kept for; 0: it asked for no such thing
   bool preempted = false;                      // has its tokens and no blocks
+  std::uint64_t step = 0;                      // the newest append or attend call that has had it among its rows
   Fidelity min_fidelity = Fidelity::kDerived;  // kExact: nothing it holds becomes lossy while it lives
   bool exact() const { return min_fidelity == Fidelity::kExact; }
   // What else it asked for when it was begun, and is held to when it is resumed.
@@ -198,7 +199,8 @@ class ManagerImpl final : public Manager {
     FrameLabel label;
     const Codec* codec = nullptr;
     std::uint32_t block_count = 0;
-    std::uint32_t wanted = 0;  // blocks decoded
+    std::uint32_t wanted = 0;      // blocks decoded
+    std::uint32_t generation = 0;  // of the frame
   };
   struct Wave;  // attention.cpp
 
@@ -355,7 +357,8 @@ class ManagerImpl final : public Manager {
   }
   Status copy_block(BlockId from, BlockId to, std::uint32_t tokens);
   void run_deferred();
-  void release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact);
+  void release_deferred();  // what nobody reads any more
+  void release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact, bool forget = false);
 
   // --- residency (residency.cpp) ---
   void update_candidate(BlockId id);
@@ -475,6 +478,7 @@ class ManagerImpl final : public Manager {
   void finish(Ticket ticket);
   void worker();
   Status wait_device(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
+  Status wait_blocked(Lock& lock, std::int64_t timeout_ns);  // until the first job may perhaps run
   const PageSet& set_of(const Frame& frame) const { return layout_.sets[index(frame.page_set)]; }
   static ExtentShape extent_shape(const PageSet& set, std::uint32_t blocks);
   FrameLabel label_of(const Frame& frame) const;
@@ -487,20 +491,32 @@ class ManagerImpl final : public Manager {
    public:
     explicit StepGuard(ManagerImpl& manager) : manager_(manager) {}
     ~StepGuard() {
-      if (!started_) return;
+      if (number_ == 0) return;
       Lock lock(manager_.mutex_);
-      if (--manager_.running_steps_ == 0) manager_.moved_.notify_all();
+      end();
     }
-    void start() {
-      if (!started_) ++manager_.running_steps_;
-      started_ = true;
+    // Under the lock.
+    void start(std::span<const StepRows> rows) {
+      manager_.steps_.push_back(++manager_.last_step_);
+      number_ = manager_.last_step_;
+      ++manager_.running_steps_;
+      for (const StepRows& part : rows) manager_.find_sequence(part.seq)->step = number_;
     }
+    void end() { manager_.end_step(std::exchange(number_, 0)); }
+    std::uint64_t number() const { return number_; }
 
    private:
     ManagerImpl& manager_;
-    bool started_ = false;
+    std::uint64_t number_ = 0;  // 0: not under way
   };
   Status check_rows(std::uint32_t layer, std::span<const StepRows> rows) const;
+  // What a window has slid past is not left out in silence.
+  Status check_windows(PageSetId page_set, std::span<const StepRows> rows) const;
+  // Some append or attend call up to this one is under way.
+  bool step_running(std::uint64_t step) const { return !steps_.empty() && steps_.front() <= step; }
+  void note_cut(const Sequence& seq);  // freed, preempted or rewound: steps that have it among their rows are told
+  Status check_cuts(std::string_view call, std::span<const StepRows> rows, std::uint64_t step) const;
+  void end_step(std::uint64_t step);
   // The page set that a layer of the model belongs to; the layer exists.
   PageSetId set_of_layer(std::uint32_t layer) const {
     return PageSetId{static_cast<std::uint8_t>(layer / layout_.sets[0].layer_count)};
@@ -556,8 +572,17 @@ class ManagerImpl final : public Manager {
     Ledger::Charge charge;
   };
   std::deque<Retired> retired_;
-  std::uint32_t running_steps_ = 0;  // append and attend calls under way
-  std::mutex attend_mutex_;          // who uses staging and workspace; taken before the manager's mutex
+  std::uint32_t running_steps_ = 0;   // append and attend calls under way
+  std::vector<std::uint64_t> steps_;  // their numbers, ascending
+  std::uint64_t last_step_ = 0;
+  struct Cut {
+    SeqId seq = SeqId::kNone;
+    std::uint64_t step = 0;  // the newest that had begun by then
+  };
+  std::vector<Cut> cuts_;    // as long as such steps are under way
+  bool attending_ = false;   // some attend call reads slots
+  Fence attended_;           // after the newest of them
+  std::mutex attend_mutex_;  // who uses staging and workspace; taken before the manager's mutex
   Region staging_, workspace_;
   Region transfer_;                    // of one extent, where the host does not reach the pool; else none
   mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
@@ -604,6 +629,9 @@ class ManagerImpl final : public Manager {
     Ledger::Charge charge;
     bool small = false;  // of a small sequence
     bool exact = false;  // of one that asked for exact context
+    // Nor has the last append or attend call returned that may be reading or writing them.
+    std::uint64_t step = 0;
+    bool forget = false;  // nobody shall match them again
   };
   std::deque<Deferred> deferred_;
   std::uint32_t reserved_slots_ = 0;  // of all sequences
@@ -615,6 +643,7 @@ class ManagerImpl final : public Manager {
   KeptBack all_kept_back_;
   std::unordered_map<std::uint32_t, Fence> busy_slots_;  // slot_fences.cpp; empty while the device is not behind
   Fence blocked_on_;                                     // what the first job of a queue waits for
+  bool blocked_by_attend_ = false;                       // or it rewrites slots that somebody attends
   Fence last_write_;                                     // after the newest append or copy
   std::deque<Job> stores_, loads_;                       // bounded by config_.mover.queue each
   std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left

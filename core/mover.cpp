@@ -247,7 +247,7 @@ void ManagerImpl::worker() {
     if (stores_.empty() && loads_.empty()) {
       work_.wait(lock, [&] { return stop_ || !stores_.empty() || !loads_.empty(); });
     } else {  // in slices: neither loads nor the destructor wait for a device that is slow
-      wait_device(lock, blocked_on_, kSliceNs).ok();
+      wait_blocked(lock, kSliceNs).ok();
     }
   }
 }
@@ -264,13 +264,19 @@ Status ManagerImpl::wait_device(Lock& lock, const Fence& fence, std::int64_t tim
   return status;
 }
 
+Status ManagerImpl::wait_blocked(Lock& lock, std::int64_t timeout_ns) {
+  if (!blocked_by_attend_) return wait_device(lock, blocked_on_, timeout_ns);
+  if (moved_.wait_for(lock, std::chrono::nanoseconds(timeout_ns), [&] { return !attending_; })) return {};
+  return Status(Code::kUnavailable, "another thread is attending what is to be coded");
+}
+
 Status ManagerImpl::settle_lossy(Lock& lock) {
   constexpr std::int64_t kLongestWaitNs = 30'000'000'000;
   if (!strict_lossy()) return {};
   while (lossy_pending_ != 0) {
     if (run_one(lock, /*background=*/false)) continue;
     if (!stores_.empty()) {
-      FIRN_TRY(wait_device(lock, blocked_on_, kLongestWaitNs));
+      FIRN_TRY(wait_blocked(lock, kLongestWaitNs));
     } else {
       moved_.wait(lock, [&] { return lossy_pending_ == 0 || !stores_.empty(); });  // the worker has the last one
     }
@@ -558,7 +564,9 @@ Status ManagerImpl::wait_until(Lock& lock, std::int64_t timeout_ns, std::string_
       // Nobody tells when a fence passes.
       moved_.wait_until(lock, deferred_.empty() ? deadline : std::min(deadline, steady_clock::now() + kFencePoll));
     } else if (!stores_.empty() || !loads_.empty()) {
-      FIRN_TRY(wait_device(lock, blocked_on_, left_ns).with_context(what));
+      FIRN_TRY(wait_blocked(lock, left_ns).with_context(what));
+    } else if (!deferred_.empty() && step_running(deferred_.front().step)) {
+      moved_.wait_until(lock, deadline);
     } else if (!deferred_.empty()) {
       FIRN_TRY(wait_device(lock, deferred_.front().fence, left_ns).with_context(what));
     } else {
@@ -592,8 +600,9 @@ Status ManagerImpl::wait_room(SeqId id, std::uint32_t new_tokens, std::int64_t t
   run_deferred();
   if (copy_must_wait(*find_sequence(id)))
     FIRN_TRY(wait_device(lock, device_->timeline().last(), timeout_ns).with_context("wait_room"));
-  // Steps of other threads keep cold blocks from being given up.
-  if (here() && running_steps_ != 0 && need_of(*find_sequence(id)).slots() > pool_->free_slots())
+  // Steps of other threads keep cold blocks from being given up, and their own from being copied away.
+  if (here() && running_steps_ != 0 &&
+      (step_running(find_sequence(id)->step) || need_of(*find_sequence(id)).slots() > pool_->free_slots()))
     moved_.wait_for(lock, std::chrono::nanoseconds(std::clamp<std::int64_t>(timeout_ns, 0, kLongestStepWaitNs)),
                     [&] { return running_steps_ == 0; });
   // Pressing may find blocks in partial groups; when nothing moves any more and it still does not fit, it never will.

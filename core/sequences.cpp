@@ -185,7 +185,7 @@ bool ManagerImpl::takes_block(const Sequence& seq, const PageSet& set, std::uint
 }
 
 void ManagerImpl::slide_out(Sequence& seq) {
-  if (!windowed_) return;
+  if (!windowed_ || step_running(seq.step)) return;  // what somebody attends stays until the next commit
   for (std::size_t s = 0; s < seq.tables.size(); ++s) {
     Table& table = seq.tables[s];
     const std::uint32_t needed =
@@ -1058,6 +1058,10 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   if (need.copies != 0 && copy_must_wait(*seq))
     return Status(Code::kUnavailable,
                   "allocate: the block to copy from is in a frame, and the device is behind: wait_room(), then again");
+  if (need.copies != 0 && step_running(seq->step))
+    return Status(Code::kUnavailable,
+                  "allocate: the last block would be copied, and a step of another thread is reading it: wait_room(), "
+                  "then again");
   FIRN_TRY(reserve_tokens(*seq, total));
 
   std::vector<CopyOrder> orders;
@@ -1255,15 +1259,43 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
   if (keep > seq->lost_from)
     return Status(Code::kInvalidArgument, fmt::format("rewind: only the first {} tokens are left",
                                                       std::uint64_t{seq->lost_from} * kBlockTokens));
+  // A step of another thread may be reading what is dropped, and writing behind what is kept: both stay until it is
+  // over, and this sequence goes on in a copy.
+  Deferred held{.tables = std::vector<Table>(seq->tables.size()),
+                .hot_first = seq->hot_first,
+                .fence = {},
+                .charge = {},
+                .small = false,
+                .exact = seq->exact(),
+                .step = seq->step,
+                .forget = true};
+  const bool attended = step_running(seq->step);
+  if (attended) {
+    FIRN_ASSIGN(held.charge, ledger_->charge(Account::kMetadata, sequence_bytes(seq->block_count() * kBlockTokens)));
+  }
   FIRN_TRY(reach_back(*seq, n));
-  for (std::size_t s = seq->tables.size(); s-- > 0;)
-    for (std::vector<BlockId>& blocks = seq->tables[s].blocks; blocks.size() > keep;) {
+  for (std::size_t s = seq->tables.size(); s-- > 0;) {
+    std::vector<BlockId>& blocks = seq->tables[s].blocks;
+    if (attended) {
+      held.tables[s].blocks.assign(blocks.size(), BlockId::kNone);
+      held.tables[s].first_held = n % kBlockTokens == 0 ? keep : keep - 1;
+    }
+    while (blocks.size() > keep) {
       const std::uint32_t last = static_cast<std::uint32_t>(blocks.size()) - 1;
       const BlockId dropped = blocks.back();
       const bool hot = is_hot(*seq, last);
       blocks.pop_back();
-      if (dropped != BlockId::kNone) release(dropped, hot, seq->exact(), /*forget=*/true);
+      if (dropped == BlockId::kNone) continue;
+      if (!attended) {
+        release(dropped, hot, seq->exact(), /*forget=*/true);
+        continue;
+      }
+      held.tables[s].blocks[last] = dropped;
+      if (pool_->block(dropped).refs != 1) continue;
+      forget_key(dropped, MissReason::kNone);
+      update_candidate(dropped);
     }
+  }
   seq->hot_first = std::min(seq->hot_first, keep);
   seq->tokens.resize(n);
   for (Table& table : seq->tables) {
@@ -1273,6 +1305,16 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
     if (pool_->block(table.blocks[keep - 1]).refs != 1) continue;
     forget_key(table.blocks[keep - 1], MissReason::kNone);
     update_candidate(table.blocks[keep - 1]);
+  }
+  if (attended) {
+    for (std::size_t s = 0; s < seq->tables.size() && n % kBlockTokens != 0; ++s) {
+      const BlockId tail = seq->tables[s].blocks[keep - 1];
+      if (tail == BlockId::kNone) continue;
+      held.tables[s].blocks[keep - 1] = tail;
+      add_ref(tail, keep - 1 < sink_blocks() || keep - 1 >= held.hot_first, seq->exact());
+    }
+    note_cut(*seq);
+    deferred_.push_back(std::move(held));
   }
   move_window(*seq);
   // What follows is the engine's own affair and nobody's prompt, unless it computes again what was lost.
@@ -1344,11 +1386,11 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
   return {};
 }
 
-void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact) {
+void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact, bool forget) {
   for (std::size_t i = tables[0].blocks.size(); i-- > 0;)  // the tail first, so that a prefix outlives its suffix
     for (std::size_t s = tables.size(); s-- > 0;)
       if (tables[s].blocks[i] != BlockId::kNone)
-        release(tables[s].blocks[i], i < sink_blocks() || i >= first_hot, exact, /*forget=*/false);
+        release(tables[s].blocks[i], i < sink_blocks() || i >= first_hot, exact, forget);
 }
 
 Status ManagerImpl::free(SeqId id, const Fence& fence) {
@@ -1362,9 +1404,10 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   take_reserved(*seq, seq->reserved);
   hold_for_replay(*seq);
   queue_cold(*seq, /*ending=*/true);
-  if (!*passed) {
-    deferred_.push_back(
-        {std::move(seq->tables), seq->hot_first, fence, std::move(seq->charge), seq->small, seq->exact()});
+  if (!*passed || step_running(seq->step)) {
+    note_cut(*seq);
+    deferred_.push_back({std::move(seq->tables), seq->hot_first, *passed ? Fence{} : fence, std::move(seq->charge),
+                         seq->small, seq->exact(), seq->step});
     seq->small = false;
   } else {
     release_blocks(seq->tables, seq->hot_first, seq->exact());
@@ -1395,18 +1438,22 @@ void ManagerImpl::drop_sequence(Sequence& seq) {
   spare_.push_back(sequences_.extract(index(id)));
 }
 
-void ManagerImpl::run_deferred() {
-  moment_.reset();
-  free_retired();
+void ManagerImpl::release_deferred() {
   for (std::size_t i = 0; i < deferred_.size();) {
-    if (!device_->timeline().passed(deferred_[i].fence)) {
+    if (step_running(deferred_[i].step) || !device_->timeline().passed(deferred_[i].fence)) {
       ++i;
       continue;
     }
-    release_blocks(deferred_[i].tables, deferred_[i].hot_first, deferred_[i].exact);
+    release_blocks(deferred_[i].tables, deferred_[i].hot_first, deferred_[i].exact, deferred_[i].forget);
     small_sequences_ -= deferred_[i].small ? 1 : 0;
     deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   }
+}
+
+void ManagerImpl::run_deferred() {
+  moment_.reset();
+  free_retired();
+  release_deferred();
   drop_kin();
   expire();
   reap_namespaces();

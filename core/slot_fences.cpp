@@ -26,6 +26,15 @@ bool ManagerImpl::slot_busy(SlotId slot) {
 // False sets blocked_on_. Without a worker a job is the caller's own time, so it does not begin what would first have
 // to wait for work that somebody else has given the device.
 bool ManagerImpl::may_run(const Job& job, bool background) {
+  blocked_by_attend_ = false;
+  if (job.kind == Job::Kind::kStore && job.lossy && strict_lossy()) {  // it rewrites what somebody may be attending
+    blocked_by_attend_ = attending_;
+    if (attending_) return false;
+    if (!device_->timeline().passed(attended_)) {
+      blocked_on_ = attended_;
+      return false;
+    }
+  }
   if (job.kind == Job::Kind::kStore && !device_->timeline().passed(job.fence)) {
     blocked_on_ = job.fence;
     return false;

@@ -29,7 +29,7 @@ Violations ManagerImpl::verify() const {
     for (std::uint8_t s = 0; s < tables.size(); ++s)
       for (std::uint32_t i = 0; i < tables[s].blocks.size(); ++i) {
         const BlockId id = tables[s].blocks[i];
-        if (id == BlockId::kNone && windowed_) continue;
+        if (id == BlockId::kNone && (windowed_ || i < tables[s].first_held)) continue;
         if (index(id) >= counted.size()) {
           fail("a sequence holds block {}, which does not exist", index(id));
           continue;

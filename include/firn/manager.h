@@ -8,11 +8,13 @@
 //   commit(seq, tokens)                    now they are part of the sequence, and others may share full blocks
 //   free(seq)
 //
-// Threads:  any number of callers, each with sequences of its own: two calls about one sequence at once are a mistake.
-//           Each call takes the manager's lock; kernels, codecs and copies run without it, and attend() calls take
-//           turns. The mover's worker runs beside them. Without a worker (mover.worker: false) nothing happens outside
-//           your calls: pump() moves what waits. A lossy codec in strict mode rewrites blocks at commit(): fork()ed
-//           sequences are then for one thread.
+// Threads:  any number of callers, each with sequences of its own. Of two calls about one sequence at once, free,
+// preempt
+//           and rewind end what append or attend are doing with it: those return kInvalidArgument, and what they read
+//           or write is given to nobody before. Any other two are a mistake. Each call takes the manager's lock;
+//           kernels, codecs and copies run without it, and attend() calls take turns. The mover's worker runs beside
+//           them. Without a worker (mover.worker: false) nothing happens outside your calls: pump() moves what waits. A
+//           lossy codec in strict mode rewrites blocks at commit(): fork()ed sequences are then for one thread.
 // Memory:   create() takes the pool, staging, workspace and tables; what grows later is charged to the metadata budget.
 // Blocking: no call waits for the mover or a device unless it is named wait_*. One exception: with a lossy host.codec
 //           in strict mode, begin, resume, attend and rewind code what commit has made lossy, or wait for the mover to
