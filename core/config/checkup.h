@@ -19,8 +19,8 @@ struct Finding {
 };
 std::vector<Finding> examine(const Machine& machine, const Config& config);
 
-// What pool.budget comes to: as configured, or for `auto` a quarter of the memory that may be used now. 0: pool.slots and
-// the model decide.
+// What pool.budget comes to: as configured, or for `auto` a quarter of the memory that may be used now. 0: pool.slots
+// and the model decide.
 std::uint64_t pool_budget_bytes(const Machine& machine, const Config& config);
 
 }  // namespace firn

@@ -202,9 +202,9 @@ const Setting kSettings[] = {
 #undef FIRN_FIELD
 
 // FIRN_ variables that are no settings of a deployment: places, and what tests are asked to do.
-constexpr std::array<string_view, 8> kOtherEnvironment{"FIRN_CACHE_DIR",   "FIRN_SMOLLM2_GGUF",  "FIRN_BLAKE3_DIR",
-                                                       "FIRN_FULL_MATRIX", "FIRN_UPDATE_GOLDEN", "FIRN_BENCH_DEVICE",
-                                                       "FIRN_TEST_DEVICE", "FIRN_VULKAN_WITHOUT"};
+constexpr std::array<string_view, 9> kOtherEnvironment{"FIRN_FUZZ_SECONDS", "FIRN_CACHE_DIR",   "FIRN_SMOLLM2_GGUF",
+                                                       "FIRN_BLAKE3_DIR",   "FIRN_FULL_MATRIX", "FIRN_UPDATE_GOLDEN",
+                                                       "FIRN_BENCH_DEVICE", "FIRN_TEST_DEVICE", "FIRN_VULKAN_WITHOUT"};
 
 Status mismatch(const Setting& setting, string_view text) {
   constexpr std::size_t kMaxShown = 80;
