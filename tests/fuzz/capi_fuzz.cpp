@@ -712,18 +712,15 @@ int main(int argc, char** argv) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (std::chrono::steady_clock::now() < end) {
     One& one = all[pick(all.size())];
-    firn_manager* const held = one.manager;
-    if (once_in(500)) one.manager = nullptr;  // every call answers that
     std::uint64_t at = pick(weights);
     const Call* call = kCalls;
     for (; at >= call->weight; ++call) at -= call->weight;
     current = call->name;
-    if (one.manager == nullptr && held != nullptr && call->run == whole) {
-      one.manager = held;
-      continue;
-    }
+    firn_manager* const held = one.manager;
+    const bool hidden = call->run != whole && once_in(500);  // every call answers NULL
+    if (hidden) one.manager = nullptr;
     call->run(one);
-    if (one.manager == nullptr) one.manager = held;
+    if (hidden) one.manager = held;
     if (one.manager == nullptr && once_in(5)) make_manager(one);
   }
   current = "the end";
