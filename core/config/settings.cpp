@@ -174,7 +174,8 @@ const Setting kSettings[] = {
     {.key = "trace.record",
      .kind = Kind::kText,
      .field = FIRN_FIELD(trace_record),
-     .description = "writes lengths, times and block names of all requests there, behind what it has, for firn simulate; %p: the process number; empty: off",
+     .description = "writes lengths, times and block names of all requests there, behind what it has, for firn "
+                    "simulate; %p: the process number; empty: off",
      .form = "a path",
      .pattern = "^.*$",
      .check = check_path},
