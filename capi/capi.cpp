@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "capi/calls.h"
 #include "firn/firn.h"
 #include "firn/manager.h"
 
@@ -367,7 +368,7 @@ Result<firn::GroupSpec> group_of(const firn_group_params* given) {
   return group;
 }
 
-Result<firn::ModelSpec> model_of(const firn_model_params* given) {
+Result<firn::ModelSpec> read_model(const firn_model_params* given) {
   FIRN_TRY(need({{given, "model"}}));
   FIRN_ASSIGN(const firn_model_params params, read_params(given, model_defaults(), "firn_model_params"));
   if (params.group_count > firn::kMaxGroups || (params.group_count != 0 && !params.groups))
@@ -406,6 +407,11 @@ Result<firn::ModelSpec> model_of(const firn_model_params* given) {
                     params.attention_factor};
   model.shard_rank = params.shard_rank;
   model.shard_count = params.shard_count;
+  return model;
+}
+
+Result<firn::ModelSpec> model_of(const firn_model_params* given) {
+  FIRN_ASSIGN(firn::ModelSpec model, read_model(given));
   FIRN_TRY(validate(model));
   return model;
 }
@@ -1245,3 +1251,12 @@ firn_code firn_verify(const firn_manager* manager, size_t* violations, char** js
 }
 
 }  // extern "C"
+
+// --- what cold.cpp shares ---
+namespace firn::capi {
+
+firn_code report(const Status& status) noexcept { return ::report(status); }
+void remember(const char* message) noexcept { ::remember(message); }
+Result<ModelSpec> read_model(const firn_model_params* given) { return ::read_model(given); }
+
+}  // namespace firn::capi

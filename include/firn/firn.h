@@ -502,4 +502,6 @@ FIRN_C_API firn_code firn_verify(const firn_manager* manager, size_t* violations
 }
 #endif
 
+#include <firn/cold.h> /* the cold side alone, for engines that own their KV memory */
+
 #endif
