@@ -29,7 +29,7 @@ TEST(ColdStress, ManyThreadsStoreLoadEraseAndCancelOverATierThatMisbehaves) {
   const auto cache =
       make_cold(options, {.ledger = &ledger, .threads = &pool, .tiers = {{.id = TierId::kDisk, .tier = &faulty}}});
   ASSERT_NE(cache, nullptr);
-  constexpr int kThreads = 4, kRounds = 150;
+  constexpr int kThreads = 4, kRounds = 80;
   std::atomic<std::uint64_t> loaded{0}, wrong{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t)
