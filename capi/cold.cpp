@@ -277,7 +277,7 @@ static firn_code move_states(firn_cold* cache, const firn_cold_state* states, si
     for (std::size_t i = 0; i < given.size(); ++i) {
       FIRN_TRY(need({{given[i].bytes, "bytes of a state"}}));
       FIRN_TRY(check_flag(given[i].bound, "bound"));
-      std::memcpy(&blobs[i].key, &given[i].key, sizeof(firn::Key));
+      std::copy_n(given[i].key.bytes, FIRN_KEY_BYTES, blobs[i].key.bytes.begin());
       auto* bytes = static_cast<std::byte*>(given[i].bytes);
       if (store)
         blobs[i].bytes = {bytes, given[i].size};

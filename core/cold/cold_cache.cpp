@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
+#include <new>
 
 #include "core/base/check.h"
 #include "core/cold/jobs.h"
@@ -58,7 +58,9 @@ Sizes sizes_of(const ColdCacheOptions& options, bool lossy) {
   Sizes sizes;
   // What the codec is expected to do at best; when the tables are full before the bytes are, frames are evicted.
   const std::uint64_t ratio = lossy ? 16 : 2;
-  const std::uint64_t fit = options.budget_bytes / std::max<std::uint64_t>(block_bytes / ratio, 1);
+  // Tables of some 250 bytes a block take an eighth at most, however small the blocks are.
+  constexpr std::uint64_t kLeastBlockBytes = 2048;
+  const std::uint64_t fit = options.budget_bytes / std::max(block_bytes / ratio, kLeastBlockBytes);
   sizes.blocks = options.max_blocks != 0 ? options.max_blocks
                                          : static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fit, 64, kMaxBlocks));
   sizes.frames = std::max(sizes.blocks / 2, 32u);
@@ -173,7 +175,12 @@ class ColdCacheImpl final : public ColdCache {
     if (deadline_ns < 0) return invalid(fmt::format("deadline_ns {} is negative; 0 is none", deadline_ns));
     FIRN_ASSIGN(const Ticket ticket, parts_.tickets->open(names));
     const std::int64_t deadline = deadline_ns == 0 ? 0 : now_ns_() + deadline_ns;
-    const Result<JobId> job = parts_.mover->submit(lane, make(ticket), priority, deadline);
+    Result<JobId> job = JobId::kNone;
+    try {
+      job = parts_.mover->submit(lane, make(ticket), priority, deadline);
+    } catch (const std::bad_alloc&) {
+      job = Status(Code::kNoSpace, "cold cache: the machine has no memory for a job");
+    }
     if (!job.ok()) {
       parts_.tickets->drop(ticket);
       return job.status();
@@ -440,7 +447,11 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
 
 Result<std::unique_ptr<ColdCache>> ColdCache::create(const ColdCacheOptions& options,
                                                      const ColdEnvironment& environment) {
-  return cold::make(options, environment);
+  try {
+    return cold::make(options, environment);
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kNoSpace, "cold cache: the machine has no memory for its tables");
+  }
 }
 
 }  // namespace firn
