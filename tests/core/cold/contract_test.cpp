@@ -11,6 +11,7 @@ ColdCacheOptions small(std::uint64_t budget = 8 << 20, bool workers = false) {
   ColdCacheOptions options;
   options.model = cold_model();
   options.budget_bytes = budget;
+  options.queue_blocks = 1024;
   options.workers = workers;
   options.huge_pages = false;
   return options;
