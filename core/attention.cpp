@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "core/base/attention.h"
+#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -248,7 +249,13 @@ Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::
   for (std::size_t first = 0; first < jobs.size();) {
     std::size_t end = first + 1;
     while (end < jobs.size() && staged[end].codec == staged[first].codec) ++end;
-    staged[first].codec->decode(std::span(jobs).subspan(first, end - first), threads_);
+    const std::span<DecodeJob> some = std::span(jobs).subspan(first, end - first);
+    const Status status = no_throw([&] {
+      staged[first].codec->decode(some, threads_);
+      return Status();
+    });
+    for (DecodeJob& job : some)
+      if (!status.ok()) job.status = status;
     first = end;
   }
 
@@ -258,8 +265,9 @@ Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::
     ++counters_.frames_read;
     counters_.blocks_staged += staged[i].wanted;
     if (jobs[i].status.ok()) continue;
-    ++counters_.frames_failed;
     failure = jobs[i].status;
+    if (failure.code() == Code::kNoSpace) continue;  // no memory to decode it with: the frame is as good as before
+    ++counters_.frames_failed;
     const FrameId frame = staged[i].frame;
     staged[i].pin = {};
     // Other parts of the wave may read the same frame; the last of them to fail drops it.
@@ -336,8 +344,9 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
       view.k += (layer - set.first_layer) * layer_bytes;
       view.v += (layer - set.first_layer) * layer_bytes;
     }
-    FIRN_TRY(decode_staged(set, layer - set.first_layer, wave.staged)
-                 .with_context("attend: a frame did not decode; rewind to usable_tokens()"));
+    if (const Status status = decode_staged(set, layer - set.first_layer, wave.staged); !status.ok())
+      return status.with_context(
+          status.code() == Code::kNoSpace ? "attend" : "attend: a frame did not decode; rewind to usable_tokens()");
     FIRN_ASSIGN(fence, device_->kernels().attend({.shape = kv,
                                                   .query_heads = params.query_heads,
                                                   .scale = params.scale,

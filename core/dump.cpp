@@ -3,14 +3,13 @@
 
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
+#include <utility>
 
+#include "core/json_text.h"
 #include "core/manager_impl.h"
 
 namespace firn {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 struct View {
   const Retention& retention;
@@ -26,57 +25,83 @@ struct View {
 // A dump is for people and their tools, and has an end: what is behind it is counted.
 constexpr std::size_t kMaxDumped = 10'000;
 
-void give(Json& all, const char* name, std::vector<Json> entries) {
-  if (entries.size() > kMaxDumped) {
-    all["left_out"][name] = entries.size() - kMaxDumped;
-    entries.resize(kMaxDumped);
+class Lists {
+ public:
+  explicit Lists(JsonText& out) : out_(out) {}
+  void begin(const char* name) {
+    out_.key(name_ = name);
+    out_.begin_array();
+    count_ = 0;
   }
-  all[name] = std::move(entries);
-}
+  bool next() {  // an entry is written
+    if (count_++ >= kMaxDumped) return false;
+    out_.begin_object();
+    return true;
+  }
+  void end() {
+    out_.end_array();
+    if (count_ > kMaxDumped) left_out_.emplace_back(name_, count_ - kMaxDumped);
+  }
+  const std::vector<std::pair<const char*, std::size_t>>& left_out() const { return left_out_; }
 
-std::vector<Json> leases_of(const View& view) {
-  std::vector<Json> leases;
-  for (const LeaseInfo& lease : view.retention.leases(view.page_bytes))
-    leases.push_back({{"id", index(lease.id)},
-                      {"owner", lease.owner},
-                      {"blocks", lease.blocks},
-                      {"bytes", lease.bytes},
-                      {"held_ns", view.now_ns - lease.acquired.ns},
-                      {"left_ns", lease.deadline.ns - view.now_ns}});
-  return leases;
+ private:
+  JsonText& out_;
+  const char* name_ = "";
+  std::size_t count_ = 0;
+  std::vector<std::pair<const char*, std::size_t>> left_out_;
+};
+
+void write_leases(const View& view, JsonText& out, Lists& lists) {
+  lists.begin("leases");
+  for (const LeaseInfo& lease : view.retention.leases(view.page_bytes)) {
+    if (!lists.next()) continue;
+    out.field("id", index(lease.id));
+    out.field("owner", lease.owner);
+    out.field("blocks", lease.blocks);
+    out.field("bytes", lease.bytes);
+    out.field("held_ns", view.now_ns - lease.acquired.ns);
+    out.field("left_ns", lease.deadline.ns - view.now_ns);
+    out.end_object();
+  }
+  lists.end();
 }
 
 // What one call has pinned has one end, and looks like one thing.
-std::vector<Json> pins_of(const View& view) {
+void write_pins(const View& view, JsonText& out, Lists& lists) {
   std::map<std::pair<std::int64_t, std::uint16_t>, std::uint64_t> pinned;
   for (const auto& [id, until_ns] : view.retention.pins()) ++pinned[{until_ns, view.pool.block(id).name_space}];
-  std::vector<Json> pins;
-  for (const auto& [pin, blocks] : pinned)
-    pins.push_back({{"namespace", view.tag(pin.second)},
-                    {"blocks", blocks},
-                    {"bytes", blocks * view.page_bytes},
-                    {"left_ns", pin.first - view.now_ns}});
-  return pins;
+  lists.begin("pins");
+  for (const auto& [pin, blocks] : pinned) {
+    if (!lists.next()) continue;
+    out.field("namespace", view.tag(pin.second));
+    out.field("blocks", blocks);
+    out.field("bytes", blocks * view.page_bytes);
+    out.field("left_ns", pin.first - view.now_ns);
+    out.end_object();
+  }
+  lists.end();
 }
 
-std::vector<Json> families_of(const View& view) {
-  std::map<std::uint64_t, Json> by_number;
-  for (const auto& [number, blocks] : view.retention.families()) {
+void write_families(const View& view, JsonText& out, Lists& lists) {
+  auto families = view.retention.families();
+  std::sort(families.begin(), families.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  lists.begin("families");
+  for (const auto& [number, blocks] : families) {
     std::uint64_t on_device = 0, held = 0;
     for (const BlockId id : blocks) {
       on_device += view.pool.block(id).slot != SlotId::kNone;
       held += view.pool.block(id).refs != 0 || view.retention.held(id);
     }
-    by_number[number] = {{"id", number},
-                         {"namespace", view.tag(view.pool.block(blocks.front()).name_space)},
-                         {"blocks", blocks.size()},
-                         {"bytes", blocks.size() * view.page_bytes},
-                         {"on_device", on_device},
-                         {"held", held}};
+    if (!lists.next()) continue;
+    out.field("id", number);
+    out.field("namespace", view.tag(view.pool.block(blocks.front()).name_space));
+    out.field("blocks", blocks.size());
+    out.field("bytes", blocks.size() * view.page_bytes);
+    out.field("on_device", on_device);
+    out.field("held", held);
+    out.end_object();
   }
-  std::vector<Json> families;
-  for (auto& [number, family] : by_number) families.push_back(std::move(family));
-  return families;
+  lists.end();
 }
 
 }  // namespace
@@ -86,60 +111,93 @@ std::string ManagerImpl::dump() const {
   Lock lock(mutex_);
   catch_up();
   const Instant now = clock_();
-  Json all;
-  all["format"] = "firn-dump-1";
-  all["now_ns"] = now.ns;
-  all["model"] = model_.name;
-  all["block_bytes"] = stats.block_bytes;
-  all["slots"] = {{"total", stats.slots_total}, {"free", stats.slots_free}, {"cached", stats.slots_cached},
-                  {"live", stats.slots_live},   {"cold", stats.slots_cold}, {"in_flight", stats.slots_in_flight}};
-  all["host"] = {
-      {"frames", stats.frames}, {"frame_bytes", stats.host_frame_bytes}, {"raw_bytes", stats.host_raw_bytes}};
-  all["pinned"] = {{"blocks", stats.pinned_blocks},
-                   {"bytes", stats.pinned_bytes},
-                   {"budget_bytes", config_.retention.pin_budget_bytes}};
+  JsonText out;
+  Lists lists(out);
+  const auto object = [&](const char* name, std::initializer_list<std::pair<const char*, std::uint64_t>> fields) {
+    out.key(name);
+    out.begin_object();
+    for (const auto& [field, number] : fields) out.field(field, number);
+    out.end_object();
+  };
+  out.begin_object();
+  out.field("format", "firn-dump-1");
+  out.field("now_ns", now.ns);
+  out.field("model", model_.name);
+  out.field("block_bytes", stats.block_bytes);
+  object("slots", {{"total", stats.slots_total},
+                   {"free", stats.slots_free},
+                   {"cached", stats.slots_cached},
+                   {"live", stats.slots_live},
+                   {"cold", stats.slots_cold},
+                   {"in_flight", stats.slots_in_flight}});
+  object("host",
+         {{"frames", stats.frames}, {"frame_bytes", stats.host_frame_bytes}, {"raw_bytes", stats.host_raw_bytes}});
+  object("pinned", {{"blocks", stats.pinned_blocks},
+                    {"bytes", stats.pinned_bytes},
+                    {"budget_bytes", config_.retention.pin_budget_bytes}});
+  if (recorder_) {
+    const TraceRecorder::Report& report = recorder_->report();
+    out.key("trace_record");
+    out.begin_object();
+    out.field("file", report.file);
+    out.field("lines", report.lines);
+    out.field("lines_lost", report.lost);
+    out.field("last_error", report.last_error);
+    out.end_object();
+  }
   const View view{*retention_, *pool_, namespaces_, layout_.page_bytes, now.ns};
-  if (recorder_)
-    all["trace_record"] = {{"file", recorder_->report().file},
-                           {"lines", recorder_->report().lines},
-                           {"lines_lost", recorder_->report().lost},
-                           {"last_error", recorder_->report().last_error}};
-  give(all, "leases", leases_of(view));
-  give(all, "pins", pins_of(view));
-  give(all, "families", families_of(view));
+  write_leases(view, out, lists);
+  write_pins(view, out, lists);
+  write_families(view, out, lists);
   std::vector<std::uint32_t> sequences_in(namespaces_.end());
   for (const auto& [number, seq] : sequences_) ++sequences_in[seq->name_space];
-  std::vector<Json> spaces;
+  lists.begin("namespaces");
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
     const std::uint16_t id = static_cast<std::uint16_t>(i);
-    if (!namespaces_.in_use(id)) continue;
+    if (!namespaces_.in_use(id) || !lists.next()) continue;
     const Namespace& space = namespaces_[id];
-    spaces.push_back({{"tag", view.tag(id)},
-                      {"sequences", sequences_in[i]},
-                      {"blocks", pool_->tally(id).blocks},
-                      {"device_bytes", pool_->tally(id).slots * layout_.page_bytes},
-                      {"host_bytes", space.host_bytes},
-                      {"device_floor", space.quota.device_floor},
-                      {"device_ceiling", space.quota.device_ceiling},
-                      {"host_floor", space.quota.host_floor},
-                      {"host_ceiling", space.quota.host_ceiling}});
+    out.field("tag", view.tag(id));
+    out.field("sequences", sequences_in[i]);
+    out.field("blocks", pool_->tally(id).blocks);
+    out.field("device_bytes", pool_->tally(id).slots * layout_.page_bytes);
+    out.field("host_bytes", space.host_bytes);
+    out.field("device_floor", space.quota.device_floor);
+    out.field("device_ceiling", space.quota.device_ceiling);
+    out.field("host_floor", space.quota.host_floor);
+    out.field("host_ceiling", space.quota.host_ceiling);
+    out.end_object();
   }
-  give(all, "namespaces", std::move(spaces));
-  std::map<std::uint64_t, Json> by_number;
-  for (const auto& [number, seq] : sequences_)
-    by_number[number] = {{"id", number},
-                         {"namespace", view.tag(seq->name_space)},
-                         {"tokens", seq->tokens.size()},
-                         {"blocks", seq->block_count()},
-                         {"preempted", seq->preempted}};
-  std::vector<Json> sequences;
-  for (auto& [number, sequence] : by_number) sequences.push_back(std::move(sequence));
-  give(all, "sequences", std::move(sequences));
-  all["queries"] = stats.prefix_cache_queries;
-  all["hits"] = stats.prefix_cache_hits;
+  lists.end();
+  std::vector<const Sequence*> by_number;
+  for (const auto& [number, seq] : sequences_) by_number.push_back(seq.get());
+  std::sort(by_number.begin(), by_number.end(),
+            [](const Sequence* a, const Sequence* b) { return index(a->id) < index(b->id); });
+  lists.begin("sequences");
+  for (const Sequence* seq : by_number) {
+    if (!lists.next()) continue;
+    out.field("id", index(seq->id));
+    out.field("namespace", view.tag(seq->name_space));
+    out.field("tokens", seq->tokens.size());
+    out.field("blocks", seq->block_count());
+    out.field("preempted", seq->preempted);
+    out.end_object();
+  }
+  lists.end();
+  if (!lists.left_out().empty()) {
+    out.key("left_out");
+    out.begin_object();
+    for (const auto& [name, count] : lists.left_out()) out.field(name, count);
+    out.end_object();
+  }
+  out.field("queries", stats.prefix_cache_queries);
+  out.field("hits", stats.prefix_cache_hits);
+  out.key("misses");
+  out.begin_object();
   for (std::size_t i = 1; i < stats.misses.size(); ++i)
-    all["misses"][std::string(to_string(static_cast<MissReason>(i)))] = stats.misses[i];
-  return all.dump(1, ' ', false, Json::error_handler_t::replace);
+    out.field(to_string(static_cast<MissReason>(i)), stats.misses[i]);
+  out.end_object();
+  out.end_object();
+  return out.take();
 }
 
 }  // namespace firn

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <utility>
 
+#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -19,6 +21,22 @@ namespace {
 std::uint32_t group_of(std::uint32_t block, std::uint32_t sinks) {
   return block < sinks ? 0 : 1 + (block - sinks) / kMaxExtentBlocks;
 }
+
+// Blocks on their way into one extent.
+class Piece {
+ public:
+  bool empty() const { return count_ == 0; }
+  std::size_t size() const { return count_; }
+  BlockId front() const { return ids_.front(); }
+  BlockId back() const { return ids_[count_ - 1]; }
+  void push_back(BlockId id) { ids_[count_++] = id; }
+  void clear() { count_ = 0; }
+  operator std::span<const BlockId>() const { return std::span(ids_).first(count_); }  // NOLINT: it is one
+
+ private:
+  std::array<BlockId, kMaxExtentBlocks> ids_{};
+  std::size_t count_ = 0;
+};
 
 }  // namespace
 
@@ -49,7 +67,7 @@ void ManagerImpl::queue_cold(Sequence& seq, Table& table, bool ending) {
     limit = std::min(seq.hot_first, full);
     limit = limit <= sinks ? 0 : sinks + (limit - sinks) / kMaxExtentBlocks * kMaxExtentBlocks;
   }
-  std::vector<BlockId> piece;
+  Piece piece;
   std::uint32_t i = std::max(table.first_held, ending ? 0 : table.store_next);
   std::uint32_t queued_to = i;  // everything before it is queued, or needs no storing
   // What a live sequence has computed, nobody holds as exact, and no lossy codec has seen.
@@ -102,7 +120,7 @@ void ManagerImpl::press_cold() {
 
 void ManagerImpl::press_cold(const Sequence& seq, const Table& table) {
   const std::uint32_t limit = pressable(seq, table);
-  std::vector<BlockId> piece;
+  Piece piece;
   const auto lossy = [&](BlockId id) { return !strict_lossy() && !seq.exact() && may_be_coded(id); };
   const auto flush = [&] {
     if (!piece.empty()) queue_piece(piece, lossy(piece.front()));
@@ -134,13 +152,14 @@ bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
           .count = static_cast<std::uint8_t>(blocks.size()),
           .lossy = lossy,
           .fence = lossy && strict_lossy() ? device_->timeline().last() : last_write_};  // it writes what was read
-  lossy_pending_ += lossy ? 1 : 0;
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    Block& block = pool_->block(blocks[i]);
-    block.store_queued = true;
-    job.blocks[i] = {blocks[i], pool_->generation(blocks[i])};
+  for (std::size_t i = 0; i < blocks.size(); ++i) job.blocks[i] = {blocks[i], pool_->generation(blocks[i])};
+  try {
+    stores_.push_back(job);
+  } catch (const std::bad_alloc&) {
+    return false;  // as a full queue: it is tried again
   }
-  stores_.push_back(job);
+  lossy_pending_ += lossy ? 1 : 0;
+  for (const BlockId id : blocks) pool_->block(id).store_queued = true;
   work_.notify_one();
   return true;
 }
@@ -150,7 +169,8 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
   FIRN_ASSIGN(const Sequence* seq, get_sequence(id, "prefetch"));
   if (!host_) return Ticket::kNone;
   const Ticket ticket{next_ticket_++};
-  std::uint32_t jobs = 0;
+  // Before anything is queued: memory for the ticket is what may be missing.
+  std::uint32_t& jobs = open_tickets_[index(ticket)];
   std::uint64_t room = std::min<std::uint64_t>(pool_->free_slots() + copied_slots_, spare_slots());
   const auto queue_frame_of = [&](const std::vector<BlockId>& blocks, std::uint32_t from, std::uint32_t to) {
     for (std::uint32_t i = from; i < to && room != 0 && loads_.size() < config_.mover.queue; ++i) {
@@ -166,11 +186,16 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
         if (blocks[j] == BlockId::kNone) continue;
         Block& block = pool_->block(blocks[j]);
         if (block.frame != job.frame || block.slot != SlotId::kNone || block.load_queued) continue;
-        block.load_queued = true;
         job.blocks[job.count++] = {blocks[j], pool_->generation(blocks[j])};
         --room;
       }
-      loads_.push_back(job);
+      try {
+        loads_.push_back(job);
+      } catch (const std::bad_alloc&) {  // as a full queue: they may be asked for again
+        room = 0;
+        return;
+      }
+      for (std::uint8_t k = 0; k < job.count; ++k) pool_->block(job.blocks[k].id).load_queued = true;
       ++jobs;
     }
   };
@@ -181,8 +206,10 @@ Result<Ticket> ManagerImpl::prefetch(SeqId id) {
   queue_range(0, std::min(sink_blocks(), count));
   queue_range(seq->hot_first, count);
   queue_range(0, count);
-  if (jobs == 0) return Ticket::kNone;
-  open_tickets_[index(ticket)] = jobs;
+  if (jobs == 0) {
+    open_tickets_.erase(index(ticket));
+    return Ticket::kNone;
+  }
   work_.notify_one();
   return ticket;
 }
@@ -379,29 +406,38 @@ void ManagerImpl::run_store(Lock& lock, const Job& queued, bool background) {
 
   Stored stored;
   frame_policy_->on_miss(policy_name(pool_->block(ids[0]).key), clock_());
-  Result<MemoryTier::Reservation> reservation =
-      reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0), name_space);
+  Result<MemoryTier::Reservation> reservation = no_throw([&] {
+    return reserve_frame(lock, std::max(codec_->bound(shape), lossy_ ? lossy_->bound(shape) : 0), name_space);
+  });
+  if (!lock.owns_lock()) lock.lock();
   Status status = reservation.status();
   if (reservation.ok()) {
     lock.unlock();
-    status = encode_extent(job, label, std::span(slots).first(count), reservation->bytes(),
-                           background ? nullptr : threads_, stored);
-    if (status.ok())
+    status = no_throw([&]() -> Status {
+      FIRN_TRY(encode_extent(job, label, std::span(slots).first(count), reservation->bytes(),
+                             background ? nullptr : threads_, stored));
       key = frame_key(label, count, stored.codec->id(), stored.codec->version(), stored.codec->artefact(),
                       stored.codec->rate());
+      return {};
+    });
     lock.lock();
-    FIRN_CHECK(status.ok() || !stored.replaced);  // what we have just written decodes
+    // What we have just written decodes, unless there is no memory for it: then slots are part this, part that, and are
+    // said to be lossy.
+    FIRN_CHECK(status.ok() || !stored.replaced || status.code() == Code::kNoSpace);
     // Fences of a lost device pass, and nobody knows whether the slots were written.
     if (status.ok() && bytes_ && device_->timeline().wait(job.fence, 0).code() == Code::kIo)
       status = Status(Code::kIo, "the device is lost");
     counters_.frames_guarded += status.ok() && job.lossy && stored.codec == codec_.get();
-    if (status.ok() && !host_room(name_space, stored.bytes))
-      status = Status(Code::kNoSpace, "the namespace has as many bytes in the host tier as its ceiling allows");
-    while (status.ok() && frames_->full())
-      if (!evict_frame(name_space)) status = Status(Code::kNoSpace, "every frame record is held by a live sequence");
-    // Duplicate blocks are kept, and so are their frames: the second takes a neighbouring name.
-    while (host_->contains(key)) ++key.hi;
-    if (status.ok()) status = host_->publish(std::move(*reservation), key, stored.bytes);
+    if (status.ok())
+      status = no_throw([&]() -> Status {
+        if (!host_room(name_space, stored.bytes))
+          return Status(Code::kNoSpace, "the namespace has as many bytes in the host tier as its ceiling allows");
+        while (frames_->full())
+          if (!evict_frame(name_space)) return Status(Code::kNoSpace, "every frame record is held by a live sequence");
+        // Duplicate blocks are kept, and so are their frames: the second takes a neighbouring name.
+        while (host_->contains(key)) ++key.hi;
+        return host_->publish(std::move(*reservation), key, stored.bytes);
+      });
   }
 
   bool all_full = true, wanted = false;
@@ -503,16 +539,15 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
                    .views = {},
                    .status = {}};
   std::uint64_t read = 0;
-  {
+  // Whatever happens from here on: somebody waits for these slots.
+  const Status done = no_throw([&]() -> Status {
     const MemoryTier::Pin pin = host_->find(key);
-    if (pin) {
-      decode.frame = pin.bytes();
-      read = decode.frame.size();
-      decode_slots(codec, decode, set, std::span(targets).first(shape.block_count), threads_);
-    } else {
-      decode.status = Status(Code::kCorrupt, "the tier has lost the frame");
-    }
-  }
+    if (!pin) return Status(Code::kCorrupt, "the tier has lost the frame");
+    decode.frame = pin.bytes();
+    read = decode.frame.size();
+    decode_slots(codec, decode, set, std::span(targets).first(shape.block_count), threads_);
+    return std::move(decode.status);
+  });
   lock.lock();
 
   --frame.in_flight;
@@ -521,7 +556,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     --loading_slots_;
     Block& block = pool_->block(job.blocks[i].id);
     const bool still = same_life(job.blocks[i]) && block.in_use && block.frame == job.frame;
-    if (decode.status.ok() && still && block.slot == SlotId::kNone) {
+    if (done.ok() && still && block.slot == SlotId::kNone) {
       pool_->bind(slots[i], job.blocks[i].id);
       note_tiers(job.blocks[i].id);
       ++counters_.blocks_promoted;
@@ -534,9 +569,10 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
   counters_.kv_offload_bytes_load += read;
   const bool empty = std::all_of(frame.blocks.begin(), frame.blocks.begin() + frame.block_count,
                                  [](BlockId block) { return block == BlockId::kNone; });
-  const bool lost = decode.status.code() == Code::kIo;  // the device: the frame is as good as before
-  counters_.frames_failed += !decode.status.ok();
-  if (!decode.status.ok() && !lost) {
+  // The device, or memory to decode with: the frame is as good as before.
+  const bool lost = done.code() == Code::kIo || done.code() == Code::kNoSpace;
+  counters_.frames_failed += !done.ok();
+  if (!done.ok() && !lost) {
     drop_frame(job.frame, MissReason::kLoadFailed);
   } else if (empty) {
     drop_frame(job.frame, MissReason::kNone);

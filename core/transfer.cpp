@@ -5,6 +5,7 @@
 // straight into the frame that is being written, or scatters them from there, and the host only sums up and compares.
 #include <algorithm>
 
+#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -96,6 +97,23 @@ Status ManagerImpl::move_direct(const PageSet& set, std::span<const SlotId> slot
   return {};
 }
 
+// Memory that runs out within a codec is a status like any other, and says nothing of the frame.
+static void encode_job(const Codec& codec, EncodeJob& job, ThreadPool* threads) {
+  const Status status = no_throw([&] {
+    codec.encode({&job, 1}, threads);
+    return Status();
+  });
+  if (!status.ok()) job.status = status;
+}
+
+static void decode_job(const Codec& codec, DecodeJob& job, ThreadPool* threads) {
+  const Status status = no_throw([&] {
+    codec.decode({&job, 1}, threads);
+    return Status();
+  });
+  if (!status.ok()) job.status = status;
+}
+
 void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet& set, std::span<const SlotId> slots,
                                ThreadPool* threads) {
   if (!bytes_) {  // as large as it would be
@@ -111,7 +129,7 @@ void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet
     if (!job.status.ok()) return;
     stored = codec.stored_views(job.shape, reinterpret_cast<DeviceAddress>(job.out.data()));
     job.views = stored;
-    codec.encode({&job, 1}, threads);
+    encode_job(codec, job, threads);
     job.views = {};
     return;
   }
@@ -123,7 +141,7 @@ void ManagerImpl::encode_slots(const Codec& codec, EncodeJob& job, const PageSet
   }
   const std::vector<BlockView> views = host_views(set, slots);
   job.views = views;
-  codec.encode({&job, 1}, threads);
+  encode_job(codec, job, threads);
   job.views = {};
 }
 
@@ -140,7 +158,7 @@ void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet
     for (std::size_t i = 0; i < stored.size(); ++i)
       if (slots[i % slots.size()] == SlotId::kNone) stored[i] = {};
     job.views = stored;
-    codec.decode({&job, 1}, threads);  // compares checksums, and moves nothing
+    decode_job(codec, job, threads);  // compares checksums, and moves nothing
     job.views = {};
     if (job.status.ok())
       job.status = of_device(move_direct(set, slots, codec.stored_views(job.shape, frame), /*gather=*/false));
@@ -150,7 +168,7 @@ void ManagerImpl::decode_slots(const Codec& codec, DecodeJob& job, const PageSet
   if (transfer_.host) transfer.lock();  // else the host writes past the device's queue: slot_fences.cpp
   const std::vector<BlockView> views = host_views(set, slots);
   job.views = views;
-  codec.decode({&job, 1}, threads);
+  decode_job(codec, job, threads);
   job.views = {};
   if (transfer_.host && job.status.ok()) job.status = of_device(move_transfer(set, slots, /*gather=*/false));
 }

@@ -12,7 +12,9 @@
 // The lists are doubly linked through one array indexed by BlockId, so that a block in the middle leaves in O(1), with
 // two sentinels behind the last id; the two highest bits of a link say which list. 8 bytes per id, allocated once, and
 // 4 more from the first candidate on that is of another size than those before it.
+#include <algorithm>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "core/base/check.h"
@@ -96,7 +98,12 @@ class LruPolicy final : public EvictionPolicy {
     if (bytes_.empty()) {
       if (count_ == 1) common_bytes_ = bytes;
       if (bytes == common_bytes_) return;
-      bytes_.assign(capacity_, common_bytes_);
+      try {
+        bytes_.assign(capacity_, common_bytes_);
+      } catch (const std::bad_alloc&) {  // a victim may free more than is counted for it, never less
+        common_bytes_ = std::min(common_bytes_, bytes);
+        return;
+      }
     }
     bytes_[id] = bytes;
   }

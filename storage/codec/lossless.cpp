@@ -7,9 +7,11 @@
 #define ZSTD_STATIC_LINKING_ONLY  // for estimates of context sizes and for literals-only coding
 #include <fmt/format.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include <cstring>
 #include <memory>
+#include <new>
 
 #include "core/base/check.h"
 #include "storage/codec/bytes.h"
@@ -76,6 +78,7 @@ class Scratch {
   std::uint8_t* bytes(std::size_t count) {
     if (count > capacity_) {
       bytes_.reset();  // first, so that there are never two
+      capacity_ = 0;   // and where there is none, the next call knows
       bytes_ = std::make_unique_for_overwrite<std::uint8_t[]>(count);
       capacity_ = count;
     }
@@ -83,7 +86,7 @@ class Scratch {
   }
   ZSTD_CCtx* encoder(bool matching) {
     if (!encoder_) encoder_.reset(ZSTD_createCCtx());
-    FIRN_CHECK(encoder_ != nullptr);
+    if (!encoder_) throw std::bad_alloc();
     const auto set = [this](ZSTD_cParameter parameter, int value) {
       return !ZSTD_isError(ZSTD_CCtx_setParameter(encoder_.get(), parameter, value));
     };
@@ -95,7 +98,7 @@ class Scratch {
   }
   ZSTD_DCtx* decoder() {
     if (!decoder_) decoder_.reset(ZSTD_createDCtx());
-    FIRN_CHECK(decoder_ != nullptr);
+    if (!decoder_) throw std::bad_alloc();
     return decoder_.get();
   }
   std::size_t held_bytes() const {
@@ -120,6 +123,7 @@ PlaneEntry encode_plane(Scratch& scratch, std::span<const std::uint8_t> plane, b
   const std::size_t limit = std::min(fifteen_sixteenths(plane.size()), out.size());
   if (!repeats && estimate_bits_x256(plane) / (8 * 256) > limit) return {};
   const std::size_t bytes = ZSTD_compress2(scratch.encoder(repeats), out.data(), limit, plane.data(), plane.size());
+  if (ZSTD_getErrorCode(bytes) == ZSTD_error_memory_allocation) throw std::bad_alloc();
   if (ZSTD_isError(bytes)) return {};  // it did not fit into the limit
   return {.coding = PlaneCoding::kZstd, .encoded_bytes = static_cast<std::uint32_t>(bytes)};
 }
@@ -145,6 +149,7 @@ Result<const std::uint8_t*> decode_plane(const PlaneEntry& entry, std::span<cons
     return corrupt("a plane's zstd frame has another end");
   const std::size_t decoded =
       ZSTD_decompressDCtx(scratch.decoder(), room.data(), room.size(), bytes.data(), bytes.size());
+  if (ZSTD_getErrorCode(decoded) == ZSTD_error_memory_allocation) throw std::bad_alloc();
   if (ZSTD_isError(decoded) || decoded != room.size()) return corrupt("a plane does not decode");
   return room.data();
 }
