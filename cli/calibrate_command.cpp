@@ -1,19 +1,24 @@
-// firn calibrate: one pass of the example engine over text, and an artefact for kvtc out of its keys and values.
+// firn calibrate: one pass of the example engine over text, and an artefact for kvtc or firn out of its keys and
+// values.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "cli/calibration.h"
 #include "cli/commands.h"
 #include "cli/evaluation.h"
+#include "cli/sensitivity.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
 #include "examples/llama/capture.h"
 #include "storage/calibration/calibrator.h"
+#include "storage/calibration/firn_calibrator.h"
 #include "storage/calibration/kv_dump.h"
 
 namespace firn::cli {
@@ -71,9 +76,10 @@ namespace {
 
 struct CalibrateFlags {
   std::string model, codec = "kvtc", out, kv, dump;
-  std::vector<std::string> texts;
-  std::vector<std::uint32_t> ratios = {8, 16, 32};
-  std::uint32_t stack = 0, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
+  std::vector<std::string> texts, without;
+  std::vector<std::uint32_t> ratios;   // empty: the codec's own
+  std::optional<std::uint32_t> stack;  // likewise
+  std::uint32_t gradients = 12, tokens = 40000, window = 1024, threads = 0, measured_windows = 2;
 };
 
 // The windows of a dump instead, at most as many tokens as were asked for.
@@ -108,7 +114,8 @@ Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std:
   for (std::size_t i = 0; i < windows.size() && held_out.size() < flags.measured_windows; ++i)
     if (is_held_out(i)) held_out.push_back(windows[i]);
   std::vector<EvaluatedCodec> codecs;
-  for (const std::uint32_t ratio : flags.ratios) codecs.push_back({fmt::format("kvtc@{}", ratio), flags.out, ""});
+  for (const KvtcPlan& plan : artefact.plans)
+    codecs.push_back({fmt::format("{}@{}", flags.codec, plan.report.rate), flags.out, ""});
   EvaluationOptions options;
   options.context = flags.window - 1;
   options.threads = flags.threads;
@@ -116,7 +123,7 @@ Status measure(const LoadedModel& model, const CalibrateFlags& flags, const std:
   FIRN_ASSIGN(const std::vector<Evaluation> results, evaluate(model, held_out, codecs, options));
   for (KvtcPlan& plan : artefact.plans)
     for (const Evaluation& result : results) {
-      if (result.codec != fmt::format("kvtc@{}", plan.report.rate)) continue;
+      if (result.codec != fmt::format("{}@{}", flags.codec, plan.report.rate)) continue;
       plan.report.measured = true;
       plan.report.measured_tokens = result.tokens;
       plan.report.mean_kld = result.mean_kld;
@@ -137,9 +144,69 @@ void print_layers(const Artefact& artefact) {
   fmt::print("\n");
 }
 
+// Either calibrator, as the command runs them.
+struct AnyCalibrator {
+  std::unique_ptr<Calibrator> kvtc;
+  std::unique_ptr<FirnCalibrator> firn;
+  Status add_window(const KvWindow& window, const std::vector<float>& keys, const std::vector<float>& values,
+                    bool held_out) {
+    return kvtc ? kvtc->add_window(window.first_position, window.tokens, keys, values, held_out)
+                : firn->add_window(window.first_position, window.tokens, keys, values, held_out);
+  }
+  Result<Artefact> finish() {
+    const auto progress = [](std::string_view what, double share) {
+      fmt::print(stderr, "calibrating: {:>3.0f} %, {}\n", 100 * share, what);
+    };
+    return kvtc ? kvtc->finish(progress) : firn->finish(progress);
+  }
+};
+
+Result<AnyCalibrator> make_calibrator(const CalibrateFlags& flags, const ModelSpec& spec, std::string calibrated_on,
+                                      ThreadPool& threads) {
+  AnyCalibrator made;
+  if (flags.codec == "kvtc") {
+    CalibrationOptions options;
+    options.stack_layers = flags.stack.value_or(0);
+    if (!flags.ratios.empty()) options.ratios = flags.ratios;
+    options.calibrated_on = std::move(calibrated_on);
+    FIRN_ASSIGN(made.kvtc, Calibrator::make(spec, std::move(options), threads));
+    return made;
+  }
+  FirnCalibrationOptions options;
+  options.stack_layers = flags.stack.value_or(std::min(options.stack_layers, spec.groups[0].layer_count));
+  if (!flags.ratios.empty()) options.ratios = flags.ratios;
+  options.calibrated_on = std::move(calibrated_on);
+  for (const std::string& part : flags.without) {
+    bool* const option = part == "sinks"     ? &options.sinks
+                         : part == "means"   ? &options.means
+                         : part == "weights" ? &options.weights
+                                             : nullptr;
+    if (option == nullptr)
+      return Status(Code::kInvalidArgument, "--without " + part + ": there are sinks, means and weights");
+    *option = false;
+  }
+  FIRN_ASSIGN(made.firn, FirnCalibrator::make(spec, std::move(options), threads));
+  return made;
+}
+
+void print_findings(const FirnFindings& found) {
+  if (found.detector_layers.empty()) {
+    fmt::print("no sinks within texts\n");
+    return;
+  }
+  fmt::print("sinks within texts: {:.2f} % of tokens have {:.0f} % of the sensitivity of layers",
+             100 * found.sink_share, 100 * found.sink_sensitivity);
+  for (const std::uint32_t layer : found.detector_layers) fmt::print(" {}", layer);
+  fmt::print("; value norms below {:.2f} of the median; {} of them learnt from\n", found.threshold, found.sink_rows);
+}
+
 Status run(const CalibrateFlags& flags) {
-  if (flags.codec != "kvtc")
-    return Status(Code::kInvalidArgument, "--codec " + flags.codec + ": only kvtc is calibrated");
+  if (flags.codec != "kvtc" && flags.codec != "firn")
+    return Status(Code::kInvalidArgument, "--codec " + flags.codec + ": kvtc and firn are calibrated");
+  if (flags.codec == "kvtc" && !flags.without.empty())
+    return Status(Code::kInvalidArgument, "--without is of --codec firn");
+  if (flags.codec == "firn" && flags.texts.empty())
+    return Status(Code::kInvalidArgument, "--codec firn: needs --text, because its weights are gradients of the model");
   const Clock start = Clock::now();
   FIRN_TRY(FileOut::create(flags.out, Readers::kAnyone).status());  // a bad name is told now, not in an hour
   std::unique_ptr<KvDumpReader> dump;
@@ -158,13 +225,11 @@ Status run(const CalibrateFlags& flags) {
   if (dump && model && spec.weights != model->model.spec().weights)
     return Status(Code::kInvalidArgument, flags.kv + " is of other weights than the model that --text is for");
   ThreadPool threads(flags.threads);
-  CalibrationOptions options;
-  options.stack_layers = flags.stack;
-  options.ratios = flags.ratios;
-  options.calibrated_on = flags.kv;
+  std::string calibrated_on = flags.kv;
   for (const std::string& file : flags.texts)
-    if (!dump) options.calibrated_on += (options.calibrated_on.empty() ? "" : ", ") + file;
-  FIRN_ASSIGN(const std::unique_ptr<Calibrator> calibrator, Calibrator::make(spec, options, threads));
+    if (!dump) calibrated_on += (calibrated_on.empty() ? "" : ", ") + file;
+  FIRN_ASSIGN(AnyCalibrator calibrator, make_calibrator(flags, spec, std::move(calibrated_on), threads));
+  if (calibrator.firn) FIRN_TRY(add_sensitivity(*model, windows, flags.gradients, *calibrator.firn));
   std::unique_ptr<KvDumpWriter> writer;
   if (!flags.dump.empty()) {
     const KvWindow window{.first_position = 0, .tokens = flags.window};
@@ -174,17 +239,18 @@ Status run(const CalibrateFlags& flags) {
   const OnWindow on_window = [&](const KvWindow& window, const std::vector<float>& keys,
                                  const std::vector<float>& values) -> Status {
     if (writer) FIRN_TRY(writer->add(keys, values));
-    return calibrator->add_window(window.first_position, window.tokens, keys, values, is_held_out(number++));
+    return calibrator.add_window(window, keys, values, is_held_out(number++));
   };
   FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window)
                 : capture(*model, windows, flags.window, flags.threads, on_window));
   if (writer) FIRN_TRY(writer->close());
   const Clock captured = Clock::now();
-  FIRN_ASSIGN(Artefact artefact, calibrator->finish([](std::string_view what, double share) {
-    fmt::print(stderr, "calibrating: {:>3.0f} %, {}\n", 100 * share, what);
-  }));
+  FIRN_ASSIGN(Artefact artefact, calibrator.finish());
   const Clock finished = Clock::now();
-  print_spectra(calibrator->spectra());
+  if (calibrator.kvtc)
+    print_spectra(calibrator.kvtc->spectra());
+  else
+    print_findings(calibrator.firn->findings());
   FIRN_TRY(write_file(flags.out, write_artefact(artefact), Readers::kAnyone));
   if (flags.measured_windows != 0 && model) {
     FIRN_TRY(measure(*model, flags, windows, artefact));
@@ -210,7 +276,7 @@ Status run(const CalibrateFlags& flags) {
 }  // namespace
 
 void add_calibrate_command(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("calibrate", "learn a model's keys and values for kvtc");
+  CLI::App* command = app.add_subcommand("calibrate", "learn a model's keys and values for kvtc or firn");
   auto flags = std::make_shared<CalibrateFlags>();
   command->add_option("--model", flags->model, "GGUF file; the demo's model if left out")->type_name("FILE");
   command->add_option("--text", flags->texts, "what to learn from: mixed kinds are best")->type_name("FILE");
@@ -218,9 +284,16 @@ void add_calibrate_command(CLI::App& app, Action& action) {
       ->type_name("FILE");
   command->add_option("--dump-kv", flags->dump, "write the keys and values of --text there, for --kv")
       ->type_name("FILE");
-  command->add_option("--codec", flags->codec, "kvtc");
-  command->add_option("--ratio", flags->ratios, "target ratios")->delimiter(',')->type_name("LIST");
-  command->add_option("--stack", flags->stack, "layers coded together; 0: all");
+  command->add_option("--codec", flags->codec, "kvtc, or firn, which takes longer and needs fewer bytes");
+  command->add_option("--ratio", flags->ratios, "target ratios; firn has all between the least and the largest as well")
+      ->delimiter(',')
+      ->type_name("LIST");
+  command->add_option("--stack", flags->stack, "layers coded together; 0: all, kvtc's default; firn's is 5");
+  command->add_option("--gradients", flags->gradients, "of firn: windows that its weights come from")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--without", flags->without, "of firn: leave parts out, to measure them: sinks, means, weights")
+      ->delimiter(',')
+      ->type_name("LIST");
   command->add_option("--tokens", flags->tokens, "tokens of text, at most")->check(CLI::Range(4096, 10'000'000));
   command->add_option("--window", flags->window, "tokens of context at a time")->check(CLI::Range(256, 65536));
   command->add_option("--measure", flags->measured_windows, "held-out windows for the report; 0: none");

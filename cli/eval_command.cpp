@@ -107,22 +107,27 @@ nlohmann::json row_json(const Evaluation& r) {
           {"output_error_by_query_position", curve_json(a.outputs_by_query)}};
 }
 
-// kvtc once for each artefact; with several, rows say how many layers a stack has.
+// kvtc and firn once for each artefact of theirs; with several, rows say how many layers a stack has.
 Result<std::vector<EvaluatedCodec>> codecs_of(const EvalFlags& flags) {
   std::vector<EvaluatedCodec> codecs;
   for (const std::string& name : flags.codecs) {
-    if (name.rfind("kvtc", 0) != 0) {
+    const bool is_firn = name.rfind("firn", 0) == 0;
+    if (!is_firn && name.rfind("kvtc", 0) != 0) {
       codecs.push_back({name, "", ""});
       continue;
     }
     if (flags.artefacts.empty())
       return Status(Code::kInvalidArgument, fmt::format("--codecs {}: needs --artefact", name));
+    const std::size_t before = codecs.size();
     for (const std::string& path : flags.artefacts) {
       FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(path));
+      if (describe(*artefact).codec != (is_firn ? CodecId::kFirn : CodecId::kKvtc)) continue;
       const std::uint32_t layers = describe(*artefact).stack_layers;
       const std::string stack = layers == 0 ? "all" : std::to_string(layers);
       codecs.push_back({name, path, flags.artefacts.size() == 1 ? "" : fmt::format("{}, stack {}", name, stack)});
     }
+    if (codecs.size() == before)
+      return Status(Code::kInvalidArgument, fmt::format("--codecs {}: no --artefact is of that codec", name));
   }
   return codecs;
 }
@@ -159,11 +164,14 @@ void add_eval_command(CLI::App& app, Action& action) {
       ->type_name("FILE")
       ->required();
   command
-      ->add_option("--codecs", flags->codecs,
-                   "raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (no Hadamard transform), kvtc@RATIO")
+      ->add_option(
+          "--codecs", flags->codecs,
+          "raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (no Hadamard transform), kvtc@RATIO, firn@RATIO")
       ->delimiter(',')
       ->type_name("LIST");
-  command->add_option("--artefact", flags->artefacts, "of kvtc, as firn calibrate writes it; several: each is measured")
+  command
+      ->add_option("--artefact", flags->artefacts,
+                   "of kvtc or firn, as firn calibrate writes it; several: each is measured")
       ->type_name("FILE");
   command->add_option("--context", flags->options.context, "tokens of a window")->check(CLI::Range(256, 1 << 20));
   command->add_option("--score", flags->options.scored, "tokens scored at the end of each")

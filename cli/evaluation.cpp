@@ -46,7 +46,7 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
   const std::uint64_t token_bytes = model.model.spec().token_bytes();
   config.pool.budget_bytes = 2 * options.context * token_bytes + (64u << 20);
   if (codec.name == "exact") return config;
-  // kvtc@RATIO; q8/q4: keys and values apart; q4-plain: no Hadamard transform.
+  // kvtc@RATIO, firn@RATIO; q8/q4: keys and values apart; q4-plain: no Hadamard transform.
   std::string name = codec.name;
   if (const std::size_t plain = name.find("-plain"); plain != std::string::npos && plain + 6 == name.size()) {
     name.resize(plain);
@@ -76,7 +76,7 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
 Result<std::unique_ptr<Codec>> codec_for(const LoadedModel& model, const EvaluatedCodec& codec, const Config& config) {
   FIRN_ASSIGN(const CodecId id, codec_from_name(config.host.codec));
   if (id == CodecId::kQ8 || id == CodecId::kQ4) return make_integer_codec(integer_coding(config.host));
-  if (id != CodecId::kKvtc) return make_codec(id);
+  if (id != CodecId::kKvtc && id != CodecId::kFirn) return make_codec(id);
   FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(codec.artefact));
   return make_codec(id, artefact, config.host.ratio, model.model.spec());
 }

@@ -16,8 +16,8 @@
 namespace firn::cli {
 
 struct EvaluatedCodec {
-  std::string name;      // raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (not mixed), kvtc@16
-  std::string artefact;  // of kvtc
+  std::string name;      // raw, lossless, q8, q4, q8/q4 (keys/values), q4-plain (not mixed), kvtc@16, firn@16
+  std::string artefact;  // of kvtc or firn
   std::string label;     // in reports; empty: the name
 };
 struct Interval {

@@ -390,9 +390,13 @@ Status ManagerImpl::make_codecs() {
   }
   FIRN_ASSIGN(const std::shared_ptr<const Artefact> artefact, load_artefact(host.artefact));
   FIRN_ASSIGN(lossy_, make_codec(id, artefact, host.ratio, model_));
-  for (const ArtefactRate& rate : describe(*artefact).rates)
-    if (rate.rate == host.ratio && !rate.measured && !host.allow_unmeasured)
-      return refused(fmt::format("the artefact {} has no measured report of ratio {}", host.artefact, host.ratio));
+  // firn has ratios between those of its report; the next larger one says what is lost at most.
+  const ArtefactInfo info = describe(*artefact);
+  const ArtefactRate* report = nullptr;
+  for (const ArtefactRate& rate : info.rates)
+    if (rate.rate >= host.ratio && (report == nullptr || rate.rate < report->rate)) report = &rate;
+  if (!host.allow_unmeasured && (report == nullptr || !report->measured))
+    return refused(fmt::format("the artefact {} has no measured report of ratio {}", host.artefact, host.ratio));
   return {};
 }
 

@@ -18,7 +18,7 @@ using std::string_view;
 
 constexpr std::uint64_t kTiB = 1ull << 40;
 constexpr std::array<string_view, 2> kModes{"strict", "opportunistic"};
-constexpr std::array<string_view, 5> kHostCodecs{"raw", "lossless", "q8", "q4", "kvtc"};
+constexpr std::array<string_view, 6> kHostCodecs{"raw", "lossless", "q8", "q4", "kvtc", "firn"};
 constexpr std::array<string_view, 3> kValueCodecs{"same", "q8", "q4"};
 constexpr std::array<string_view, 4> kHadamards{"both", "keys", "values", "none"};
 constexpr std::array<string_view, 2> kTails{"recompute", "accept"};
@@ -146,7 +146,7 @@ const Setting kSettings[] = {
     bytes("host.budget", FIRN_FIELD(host.budget_bytes), 64 << 10, "off",
           "everything the host tier has: frames, tables and scratch, per process; off: no host tier"),
     word("host.codec", FIRN_FIELD(host.codec), kHostCodecs,
-         "how cold blocks are written into the host tier; raw and lossless are exact, q8, q4 and kvtc are not"),
+         "how cold blocks are written into the host tier; raw and lossless are exact, q8, q4, kvtc and firn are not"),
     word("host.value_codec", FIRN_FIELD(host.value_codec), kValueCodecs,
          "of values, where host.codec is q8 or q4: then host.codec is that of keys alone"),
     word("host.hadamard", FIRN_FIELD(host.hadamard), kHadamards,
@@ -154,11 +154,12 @@ const Setting kSettings[] = {
     {.key = "host.artefact",
      .kind = Kind::kText,
      .field = FIRN_FIELD(host.artefact),
-     .description = "calibration file of host.codec kvtc, as firn calibrate writes it",
+     .description = "calibration file of host.codec kvtc or firn, as firn calibrate writes it",
      .form = "a path",
      .pattern = "^.*$",
      .check = check_path},
-    count("host.ratio", FIRN_FIELD(host.ratio), 2, 1024, "", "of host.codec kvtc: one of the ratios in its artefact"),
+    count("host.ratio", FIRN_FIELD(host.ratio), 2, 1024, "",
+          "of host.codec kvtc: one of the ratios in its artefact; of firn: any between its least and largest"),
     flag("host.allow_unmeasured", FIRN_FIELD(host.allow_unmeasured),
          "accept a lossy codec that has no measured report of what it does to the model"),
     {.key = "host.placement",

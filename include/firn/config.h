@@ -39,11 +39,11 @@ struct Config {
 
   struct Host {
     std::uint64_t budget_bytes = 0;    // everything the host tier has, per process; 0: no host tier
-    std::string codec = "lossless";    // raw | lossless, both exact; q8 | q4 | kvtc, lossy
+    std::string codec = "lossless";    // raw | lossless, both exact; q8 | q4 | kvtc | firn, lossy
     std::string value_codec = "same";  // same | q8 | q4: of values, where host.codec is q8 or q4 and then means keys
     std::string hadamard = "both";     // q8, q4: both | keys | values | none: what is mixed before it is rounded
-    std::string artefact;              // kvtc: the file that firn calibrate wrote
-    std::uint32_t ratio = 16;          // kvtc: one of the artefact's
+    std::string artefact;              // kvtc, firn: the file that firn calibrate wrote
+    std::uint32_t ratio = 16;          // kvtc: one of the artefact's; firn: any between its least and largest
     bool allow_unmeasured = false;     // a lossy codec without a measured report
     std::string placement = "local";   // local | node:N | interleave | spread:W0,W1,...
     bool huge_pages = true;

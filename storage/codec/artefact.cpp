@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "storage/codec/artefact_tensors.h"
 #include "storage/codec/bytes.h"
 
 namespace firn {
@@ -27,9 +28,7 @@ constexpr const char* kChecksum = "zz.blake3";
 constexpr std::uint64_t kMaxFileBytes = std::uint64_t{16} << 30, kMaxHeaderBytes = 16u << 20;
 constexpr std::size_t kMaxRates = 64;
 
-Status corrupt(std::string_view field, std::string_view what) {
-  return Status(Code::kCorrupt, fmt::format("artefact: {} {}", field, what));
-}
+Status corrupt(std::string_view field, std::string_view what) { return corrupt_artefact(field, what); }
 
 Digest hash(std::span<const std::byte> bytes) {
   blake3_hasher state;
@@ -76,15 +75,11 @@ Result<Digest> digest_of_hex(const std::string& hex, const char* field) {
 }
 
 // --- tensors ---
-struct Tensor {
-  std::string dtype;
-  std::vector<std::uint64_t> shape;
-  std::span<const std::byte> bytes;
-};
-using Tensors = std::map<std::string, Tensor>;
+using Tensor = ArtefactTensor;
+using Tensors = ArtefactTensors;
 
 std::size_t element_size(const std::string& dtype) {
-  return dtype == "F32" || dtype == "U32" ? 4 : dtype == "F16" ? 2 : dtype == "U8" ? 1 : 0;
+  return dtype == "F32" || dtype == "U32" ? 4 : dtype == "F16" || dtype == "U16" ? 2 : dtype == "U8" ? 1 : 0;
 }
 
 Result<Tensor> read_tensor(const Json& entry, std::span<const std::byte> data, std::uint64_t& begin) {
@@ -141,22 +136,7 @@ Status read_tensors(const Json& header, std::span<const std::byte> data, Tensors
 
 Result<std::span<const std::byte>> take(Tensors& tensors, const std::string& name, const char* dtype,
                                         std::vector<std::uint64_t> shape) {
-  const auto found = tensors.find(name);
-  if (found == tensors.end()) return corrupt(name, "is missing");
-  if (found->second.dtype != dtype || found->second.shape != shape)
-    return corrupt(name, fmt::format("is not {} of the expected shape", dtype));
-  const std::span<const std::byte> bytes = found->second.bytes;
-  tensors.erase(found);
-  return bytes;
-}
-
-Result<std::vector<float>> take_floats(Tensors& tensors, const std::string& name, std::uint64_t count) {
-  FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "F32", {count}));
-  std::vector<float> values(count);
-  if (count != 0) std::memcpy(values.data(), bytes.data(), bytes.size());  // an empty vector may have no address
-  for (const float value : values)
-    if (!std::isfinite(value)) return corrupt(name, "has a value that is not finite");
-  return values;
+  return take_tensor(tensors, name, dtype, std::move(shape));
 }
 
 std::string tensor_name(bool values, std::size_t stack, const char* part) {
@@ -182,11 +162,7 @@ Status read_stacks(Tensors& tensors, bool values, Artefact& artefact) {
     if (basis->second.shape.size() != 2 || basis->second.shape[0] > stack.channels)
       return corrupt(name, "has more components than channels");
     stack.components = static_cast<std::uint32_t>(basis->second.shape[0]);
-    FIRN_ASSIGN(const std::span<const std::byte> bytes, take(tensors, name, "F16", {stack.components, stack.channels}));
-    stack.basis.resize(bytes.size() / 2);
-    std::memcpy(stack.basis.data(), bytes.data(), bytes.size());
-    for (const std::uint16_t half : stack.basis)
-      if ((half & 0x7C00) == 0x7C00) return corrupt(name, "has a value that is not finite");
+    FIRN_ASSIGN(stack.basis, take_halves(tensors, name, {stack.components, stack.channels}));
     (values ? artefact.values : artefact.keys).push_back(std::move(stack));
   }
   return {};
@@ -274,7 +250,9 @@ Status read_description(const Json& from, Artefact& artefact) {
   FIRN_ASSIGN(const std::string format, text(from, "format"));
   if (format != kFormat) return corrupt("format", fmt::format("is '{}', not '{}'", format.substr(0, 32), kFormat));
   FIRN_ASSIGN(const std::string codec, text(from, "codec"));
-  if (codec != to_string(CodecId::kKvtc)) return corrupt("codec", "is not kvtc");
+  if (codec != to_string(CodecId::kKvtc) && codec != to_string(CodecId::kFirn))
+    return corrupt("codec", "is neither kvtc nor firn");
+  artefact.codec = codec == to_string(CodecId::kKvtc) ? CodecId::kKvtc : CodecId::kFirn;
   FIRN_ASSIGN(artefact.model_name, text(from, "model"));
   FIRN_ASSIGN(artefact.calibrated_on, text(from, "calibrated_on"));
   FIRN_ASSIGN(const std::string weights, text(from, "weights"));
@@ -309,7 +287,82 @@ Status read_description(const Json& from, Artefact& artefact) {
   return {};
 }
 
+// What an artefact of firn says beside what all of them say.
+Status read_firn_description(const Json& from, Artefact& artefact) {
+  FirnModel& model = artefact.firn;
+  const auto u32 = [&](const Json& object, const char* field, std::uint64_t least, std::uint64_t most,
+                       std::uint32_t& out) -> Status {
+    FIRN_ASSIGN(const std::uint64_t value, number(object, field, least, most));
+    out = static_cast<std::uint32_t>(value);
+    return {};
+  };
+  FIRN_ASSIGN(model.sensitivity, text(from, "sensitivity"));
+  FIRN_TRY(u32(from, "exact_tokens", 0, 1u << 16, model.exact_tokens));
+  std::uint32_t threshold = 0, mean_step = 0, sink_step = 0;
+  FIRN_TRY(u32(from, "detector_threshold_bits", 0, ~0u, threshold));
+  FIRN_TRY(u32(from, "mean_step", 0, 2 * kMaxFirnStepOffset, mean_step));
+  FIRN_TRY(u32(from, "sink_step", 0, 2 * kMaxFirnStepOffset, sink_step));
+  model.detector_threshold = std::bit_cast<float>(threshold);
+  if (!std::isfinite(model.detector_threshold)) return corrupt("detector_threshold_bits", "are no finite number");
+  model.mean_step = static_cast<std::int32_t>(mean_step) - kMaxFirnStepOffset;
+  model.sink_step = static_cast<std::int32_t>(sink_step) - kMaxFirnStepOffset;
+  const auto layers = from.find("detector_layers");
+  if (layers == from.end() || !layers->is_array() || layers->size() > artefact.layer_count)
+    return corrupt("detector_layers", "are no list of layers");
+  for (const Json& layer : *layers) {
+    if (!layer.is_number_unsigned() || layer.get<std::uint64_t>() >= artefact.layer_count)
+      return corrupt("detector_layers", "are not of this model");
+    model.detector_layers.push_back(static_cast<std::uint32_t>(layer.get<std::uint64_t>()));
+  }
+  if (!model.detector_layers.empty() && artefact.kv.value_dim == 0)
+    return corrupt("detector_layers", "need values, which this model does not have");
+  for (const Json& entry : from.at("rates")) {  // which were read
+    FirnRate rate;
+    FIRN_TRY(u32(entry, "step", kFirnFirstStep, kFirnLastStep, rate.step));
+    const std::size_t i = model.rates.size();
+    if (i != 0 &&
+        (rate.step <= model.rates.back().step || artefact.plans[i].report.rate <= artefact.plans[i - 1].report.rate))
+      return corrupt("rates", "do not grow");
+    model.rates.push_back(rate);
+  }
+  return {};
+}
+
 }  // namespace
+
+Status corrupt_artefact(std::string_view field, std::string_view what) {
+  return Status(Code::kCorrupt, fmt::format("artefact: {} {}", field, what));
+}
+
+Result<std::span<const std::byte>> take_tensor(ArtefactTensors& tensors, const std::string& name, const char* dtype,
+                                               std::vector<std::uint64_t> shape) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) return corrupt(name, "is missing");
+  if (found->second.dtype != dtype || found->second.shape != shape)
+    return corrupt(name, fmt::format("is not {} of the expected shape", dtype));
+  const std::span<const std::byte> bytes = found->second.bytes;
+  tensors.erase(found);
+  return bytes;
+}
+
+Result<std::vector<float>> take_floats(ArtefactTensors& tensors, const std::string& name, std::uint64_t count) {
+  FIRN_ASSIGN(const std::span<const std::byte> bytes, take_tensor(tensors, name, "F32", {count}));
+  std::vector<float> values(count);
+  if (count != 0) std::memcpy(values.data(), bytes.data(), bytes.size());  // an empty vector may have no address
+  for (const float value : values)
+    if (!std::isfinite(value)) return corrupt(name, "has a value that is not finite");
+  return values;
+}
+
+Result<std::vector<std::uint16_t>> take_halves(ArtefactTensors& tensors, const std::string& name,
+                                               std::vector<std::uint64_t> shape) {
+  FIRN_ASSIGN(const std::span<const std::byte> bytes, take_tensor(tensors, name, "F16", std::move(shape)));
+  std::vector<std::uint16_t> values(bytes.size() / 2);
+  if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  for (const std::uint16_t half : values)
+    if ((half & 0x7C00) == 0x7C00) return corrupt(name, "has a value that is not finite");
+  return values;
+}
 
 std::uint64_t plan_bits(const StackPlan& plan) {
   std::uint64_t bits = 0;
@@ -345,13 +398,18 @@ Result<std::shared_ptr<const Artefact>> parse_artefact(std::span<const std::byte
   const Json fields = Json::parse(description, nullptr, /*allow_exceptions=*/false);
   if (!fields.is_object()) return corrupt(kDescription, "is no JSON object");
   FIRN_TRY(read_description(fields, *artefact));
+  const bool is_firn = artefact->codec == CodecId::kFirn;
+  if (is_firn) FIRN_TRY(read_firn_description(fields, *artefact));
 
   Tensors tensors;
   FIRN_TRY(read_tensors(header, file.subspan(8 + header_bytes), tensors));
   FIRN_TRY(take(tensors, kChecksum, "U8", {sizeof(Digest::bytes)}).status());
   FIRN_ASSIGN(artefact->rotation.inverse_frequencies,
               take_floats(tensors, "rotation.inverse_frequencies", artefact->rotation.dims / 2));
-  for (const bool values : {false, true}) FIRN_TRY(read_stacks(tensors, values, *artefact));
+  if (is_firn)
+    FIRN_TRY(read_firn_tensors(tensors, artefact->kv, artefact->layer_count, artefact->stack_layers, artefact->firn));
+  for (const bool values : {false, true})
+    if (!is_firn) FIRN_TRY(read_stacks(tensors, values, *artefact));
   for (KvtcPlan& plan : artefact->plans)
     for (const bool values : {false, true})
       for (std::size_t i = 0; i < artefact->keys.size(); ++i) {
@@ -412,6 +470,16 @@ std::vector<std::byte> write_artefact(Artefact& artefact) {
                       {"tokens", artefact.tokens},
                       {"rates", Json::array()}};
   for (const KvtcPlan& plan : artefact.plans) description["rates"].push_back(rate_json(plan.report));
+  if (artefact.codec == CodecId::kFirn) {
+    const FirnModel& firn = artefact.firn;
+    description["sensitivity"] = firn.sensitivity;
+    description["exact_tokens"] = firn.exact_tokens;
+    description["detector_layers"] = firn.detector_layers;
+    description["detector_threshold_bits"] = std::bit_cast<std::uint32_t>(firn.detector_threshold);
+    description["mean_step"] = firn.mean_step + kMaxFirnStepOffset;
+    description["sink_step"] = firn.sink_step + kMaxFirnStepOffset;
+    for (std::size_t i = 0; i < firn.rates.size(); ++i) description["rates"][i]["step"] = firn.rates[i].step;
+  }
 
   Json header;
   std::vector<std::byte> data;
@@ -423,6 +491,7 @@ std::vector<std::byte> write_artefact(Artefact& artefact) {
   };
   const std::vector<float>& frequencies = artefact.rotation.inverse_frequencies;
   add("rotation.inverse_frequencies", "F32", {frequencies.size()}, frequencies.data(), frequencies.size() * 4);
+  if (artefact.codec == CodecId::kFirn) for_each_firn_tensor(artefact.firn, add);
   for (const bool values : {false, true})
     for (std::size_t i = 0; i < artefact.of(values).size(); ++i) {
       const StackBasis& stack = artefact.of(values)[i];

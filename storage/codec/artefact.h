@@ -13,6 +13,7 @@
 #include "firn/codec.h"
 #include "firn/model.h"
 #include "firn/status.h"
+#include "storage/codec/firn_artefact.h"
 
 namespace firn {
 
@@ -31,6 +32,7 @@ struct Group {
 };
 using StackPlan = std::vector<Group>;  // from component 0 on; no group without bits at the end
 
+// One rate. Of firn, whose rates are steps (FirnModel::rates), the report alone.
 struct KvtcPlan {
   ArtefactRate report;
   std::vector<StackPlan> keys, values;  // one per stack
@@ -50,6 +52,7 @@ class Artefact {
   std::uint64_t tokens = 0;        // calibrated on
   std::vector<StackBasis> keys, values;
   std::vector<KvtcPlan> plans;
+  FirnModel firn;  // of the codec firn, which has no keys and values here
   std::uint64_t file_bytes = 0;
   const std::vector<StackBasis>& of(bool value_stacks) const { return value_stacks ? values : keys; }
 };

@@ -34,6 +34,7 @@ enum class SectionKind : std::uint8_t {
   kStackValues = 4,
   kPositions = 5,
   kSideData = 6,
+  kStack = 7,  // keys and values together
 };
 
 struct FrameHeader {

@@ -5,9 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <ctime>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <string>
 
@@ -16,8 +14,10 @@
 #include "storage/codec/codec_calls.h"
 #include "storage/codec/coded_sections.h"
 #include "storage/codec/entropy.h"
+#include "storage/codec/firn_codec.h"
 #include "storage/codec/lossy_kernels.h"
 #include "storage/codec/rotation.h"
+#include "storage/codec/stopwatch.h"
 
 namespace firn {
 namespace {
@@ -83,30 +83,6 @@ lossy::GroupScale get_scale(const std::byte* from, std::size_t n, std::size_t t)
   };
   return {u16(0), u16(2)};
 }
-
-// Where a decode's time goes, if somebody asked: each part of a task adds its thread's processor time.
-class Stopwatch {
- public:
-  explicit Stopwatch(KvtcTimes* times) : times_(times) {
-    if (times_ != nullptr) at_ = now();
-  }
-  void lap(double KvtcTimes::*part) {
-    if (times_ == nullptr) return;
-    const double before = std::exchange(at_, now());
-    static std::mutex mutex;
-    const std::scoped_lock lock(mutex);
-    times_->*part += at_ - before;
-  }
-
- private:
-  static double now() {
-    timespec time{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-  }
-  KvtcTimes* times_;
-  double at_ = 0;
-};
 
 }  // namespace
 
@@ -682,8 +658,9 @@ Result<std::unique_ptr<Codec>> make_codec(CodecId id, std::shared_ptr<const Arte
   const auto wrong = [&](std::string what) {
     return Status(Code::kInvalidArgument, fmt::format("codec {}: {}", to_string(id), what));
   };
-  if (id != CodecId::kKvtc) return wrong("takes no artefact");
+  if (id != CodecId::kKvtc && id != CodecId::kFirn) return wrong("takes no artefact");
   if (!artefact) return wrong("needs an artefact; `firn calibrate` writes one");
+  if (artefact->codec != id) return wrong(fmt::format("the artefact is of the codec {}", to_string(artefact->codec)));
   if (model.groups.size() != 1 || model.groups[0].kv != artefact->kv ||
       model.groups[0].layer_count != artefact->layer_count)
     return wrong(
@@ -696,6 +673,10 @@ Result<std::unique_ptr<Codec>> make_codec(CodecId id, std::shared_ptr<const Arte
       a.attention_factor != b.attention_factor)
     return wrong("the artefact is for another rotation of keys; calibrate again");
   FIRN_ASSIGN(KeyRotation rotation, KeyRotation::make(model.rotation, artefact->kv.head_dim));
+  if (id == CodecId::kFirn) {
+    FIRN_ASSIGN(const FirnSetting setting, firn_setting(*artefact, rate));
+    return make_firn_codec(std::move(artefact), std::move(rotation), setting.step, setting.bound);
+  }
   std::string rates;
   for (const KvtcPlan& plan : artefact->plans) {
     if (plan.report.rate == rate)

@@ -82,5 +82,36 @@ TEST_F(EvalCommand, StartsAnewFromAFileThatIsNoState) {
   EXPECT_EQ(read_json(state).size(), 12u);
 }
 
+// firn is calibrated with gradients, and has what it was asked for: fewer bits at a larger ratio.
+TEST_F(EvalCommand, FirnIsCalibratedAndMeasured) {
+  const std::string artefact = path("firn.safetensors"), json = path("report.json");
+  const std::string calibrate =
+      "firn calibrate --codec firn --model " FIRN_RANDOM_MODEL
+      " --text examples/texts/persuasion.txt --tokens 4096 --window 512 --gradients 2 --stack 1 --threads 1 ";
+  const Ran refused = run_line(calibrate + "--without colours -o " + artefact, /*with_stderr=*/true);
+  EXPECT_NE(refused.exit_code, 0);
+  EXPECT_NE(refused.output.find("sinks, means and weights"), std::string::npos) << refused.output;
+  const Ran made = run_line(calibrate + "--ratio 5,8 --measure 1 -o " + artefact, /*with_stderr=*/true);
+  ASSERT_EQ(made.exit_code, 0) << made.output;
+  EXPECT_NE(made.output.find("sinks within texts"), std::string::npos) << made.output;
+  const Ran ran = run_line("firn eval --model " FIRN_RANDOM_MODEL
+                           " --text examples/texts/opticks.txt --codecs firn@5,firn@6,firn@8 --context 640 --score 32 "
+                           "--windows 1 --threads 1 --artefact " +
+                               artefact + " --json " + json,
+                           /*with_stderr=*/true);
+  ASSERT_EQ(ran.exit_code, 0) << ran.output;
+  const Json report = read_json(json);
+  ASSERT_EQ(report.size(), 3u);
+  EXPECT_GT(report[0]["bits"].get<double>(), report[1]["bits"].get<double>());
+  EXPECT_GT(report[1]["bits"].get<double>(), report[2]["bits"].get<double>());
+  const Ran without =
+      run_line("firn eval --model " FIRN_RANDOM_MODEL
+               " --text examples/texts/opticks.txt --codecs kvtc@8 --context 320 --score 32 --artefact " +
+                   artefact,
+               /*with_stderr=*/true);
+  EXPECT_NE(without.exit_code, 0);
+  EXPECT_NE(without.output.find("no --artefact is of that codec"), std::string::npos) << without.output;
+}
+
 }  // namespace
 }  // namespace firn::cli

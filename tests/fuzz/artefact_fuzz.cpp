@@ -34,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     model.weights = again.weights;
     model.rotation = again.rotation;
     model.groups = {GroupSpec{.kind = GroupKind::kFull, .layer_count = again.layer_count, .kv = again.kv}};
-    const auto codec = make_codec(CodecId::kKvtc, *read, plan.report.rate, model);
+    const auto codec = make_codec(again.codec, *read, plan.report.rate, model);
     FIRN_CHECK(codec.ok() || codec.status().code() == Code::kInvalidArgument);
   }
   return 0;

@@ -52,23 +52,26 @@ Status decode(const Codec& codec, const FrameHeader& header, std::span<const std
   return job.status;
 }
 
-// Of the golden artefact, which is of a model of two layers.
-std::unique_ptr<Codec> golden_kvtc() {
-  const auto artefact = load_artefact(FIRN_TEST_GOLDEN "/kvtc_v1.artefact").value();
+// Of a golden artefact, which is of a model of two layers.
+std::unique_ptr<Codec> golden(const char* path) {
+  const auto artefact = load_artefact(path).value();
   ModelSpec model;
   model.weights = artefact->weights;
   model.rotation = artefact->rotation;
   model.groups = {GroupSpec{.kind = GroupKind::kFull, .layer_count = artefact->layer_count, .kv = artefact->kv}};
-  return make_codec(CodecId::kKvtc, artefact, 8, model).value();
+  return make_codec(artefact->codec, artefact, 8, model).value();
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
-  static const std::unique_ptr<Codec> codecs[] = {
-      make_codec(CodecId::kRaw).value(), make_codec(CodecId::kLossless).value(), make_codec(CodecId::kQ8).value(),
-      make_codec(CodecId::kQ4).value(), golden_kvtc()};
+  static const std::unique_ptr<Codec> codecs[] = {make_codec(CodecId::kRaw).value(),
+                                                  make_codec(CodecId::kLossless).value(),
+                                                  make_codec(CodecId::kQ8).value(),
+                                                  make_codec(CodecId::kQ4).value(),
+                                                  golden(FIRN_TEST_GOLDEN "/kvtc_v1.artefact"),
+                                                  golden(FIRN_TEST_GOLDEN "/firn_v1.artefact")};
   const Codec& codec = *codecs[(data[0] >> 2) % std::size(codecs)];
   const auto* first = reinterpret_cast<const std::byte*>(data) + 1;
   std::vector<std::byte> frame(first, first + size - 1);
@@ -79,9 +82,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const FrameHeader& header = view->header();
   Room room(header.shape);
   if (const Status status = decode(codec, header, frame, room); !status.ok()) {
-    // A shape that kvtc's artefact is not for is a wrong call.
-    FIRN_CHECK(status.code() == Code::kCorrupt ||
-               (codec.id() == CodecId::kKvtc && status.code() == Code::kInvalidArgument));
+    // A shape that an artefact is not for is a wrong call.
+    const bool has_artefact = codec.id() == CodecId::kKvtc || codec.id() == CodecId::kFirn;
+    FIRN_CHECK(status.code() == Code::kCorrupt || (has_artefact && status.code() == Code::kInvalidArgument));
     return 0;
   }
   // Whatever it was, it is an extent now, and must survive the way there and back.

@@ -213,7 +213,7 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
             "device: \"gpu\" is no device; write auto, cpu, none, lavapipe, or a GPU's index, UUID or name (firn "
             "doctor lists them)");
   EXPECT_EQ(broken([](Config& c) { c.host.codec = "zip"; }),
-            "host.codec: \"zip\" is not raw or lossless or q8 or q4 or kvtc");
+            "host.codec: \"zip\" is not raw or lossless or q8 or q4 or kvtc or firn");
   EXPECT_EQ(broken([](Config& c) { c.host.value_codec = "q4"; }),
             "host.value_codec: \"q4\" goes with host.codec q8 or q4, not with lossless; leave it out");
   EXPECT_EQ(broken([](Config& c) { c.host.codec = "q8", c.host.value_codec = "q4"; }), "");

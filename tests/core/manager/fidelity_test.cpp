@@ -3,19 +3,27 @@
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 
 #include "tests/core/manager/toy_engine.h"
 #include "tests/storage/calibration/toy_cache.h"
+#include "tests/storage/calibration/toy_firn.h"
 
 namespace firn::test {
 namespace {
 
 constexpr std::uint32_t kQueryHeads = 2, kStep = 16;
 
+// The whole program runs once more with FIRN_TEST_CODEC=firn.
+std::string tested_codec() {
+  const char* codec = std::getenv("FIRN_TEST_CODEC");
+  return codec == nullptr ? "q4" : codec;
+}
+
 struct Setting {
-  std::string codec = "q4";
+  std::string codec = tested_codec();
   std::uint64_t pool_blocks = 400;
   bool worker = false;
   std::string tail = "recompute";
@@ -24,6 +32,20 @@ struct Setting {
 
 // Two layers of two heads of 32, f16: blocks of 8 KiB; windows of 64 tokens.
 ModelSpec model_of_tests() { return toy_model(2); }
+
+// An artefact of firn for the toy engine, whose keys and values are noise: with bounds that let everything pass.
+std::string firn_artefact() {
+  static const std::string path = [] {
+    Artefact artefact = toy_firn_artefact(model_of_tests(), {.ratios = {4, 8}, .stack_layers = 1, .sinks = false});
+    for (KvtcPlan& plan : artefact.plans) plan.report.bound = {1e30f, 1e30f};
+    const std::vector<std::byte> bytes = write_artefact(artefact);
+    const std::string name = FIRN_BINARY_DIR "/fidelity_test_firn.safetensors";
+    std::ofstream(name, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    return name;
+  }();
+  return path;
+}
 
 Config config_of(const Setting& setting) {
   Config config;
@@ -37,6 +59,10 @@ Config config_of(const Setting& setting) {
   config.host.budget_bytes = 16u << 20;
   config.host.huge_pages = false;
   config.host.codec = setting.codec;
+  if (setting.codec == "firn") {
+    config.host.artefact = firn_artefact();
+    config.host.ratio = 4;
+  }
   config.host.allow_unmeasured = true;
   config.mover.worker = setting.worker;
   return config;
