@@ -13,6 +13,7 @@
 #include "cli/calibration.h"
 #include "cli/commands.h"
 #include "cli/evaluation.h"
+#include "cli/process.h"
 #include "cli/sensitivity.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
@@ -55,6 +56,7 @@ Status capture(const LoadedModel& model, const std::vector<std::vector<TokenId>>
         }
       });
   llama::Engine engine(model.model, listening, *session.threads);
+  engine.stop_when([] { return stop_signal() != 0; });
   Progress progress("capturing keys and values", windows.size() * window_tokens);
   for (const std::vector<TokenId>& window : windows) {
     BeginOptions options;
@@ -155,7 +157,7 @@ struct AnyCalibrator {
   }
   Result<Artefact> finish() {
     const auto progress = [](std::string_view what, double share) {
-      fmt::print(stderr, "calibrating: {:>3.0f} %, {}\n", 100 * share, what);
+      tell("calibrating: {:>3.0f} %, {}\n", 100 * share, what);
     };
     return kvtc ? kvtc->finish(progress) : firn->finish(progress);
   }
@@ -241,8 +243,11 @@ Status run(const CalibrateFlags& flags) {
     if (writer) FIRN_TRY(writer->add(keys, values));
     return calibrator.add_window(window, keys, values, is_held_out(number++));
   };
-  FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window)
-                : capture(*model, windows, flags.window, flags.threads, on_window));
+  {
+    const Interruptible interruptible;  // the linear algebra below ends at once instead: there is nothing of it to show
+    FIRN_TRY(dump ? replay(*dump, flags.tokens, on_window)
+                  : capture(*model, windows, flags.window, flags.threads, on_window));
+  }
   if (writer) FIRN_TRY(writer->close());
   const Clock captured = Clock::now();
   FIRN_ASSIGN(Artefact artefact, calibrator.finish());

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/text.h"
 
 namespace firn::cli {
 namespace {
@@ -44,7 +45,8 @@ struct Arguments {
 };
 
 int check(const Arguments& arguments) {
-  const Result<LoadedConfig> loaded = load_config_file(arguments.check, arguments.settings.overrides);
+  const Result<LoadedConfig> loaded =
+      load_config_file(find_shipped(arguments.check, "configs"), arguments.settings.overrides);
   if (!loaded.ok()) {
     // The mistakes are the result that was asked for.
     fmt::print("{}\n", loaded.status().message());
@@ -61,7 +63,7 @@ int run(Arguments& arguments) {
     return kExitOk;
   }
   if (!arguments.check.empty()) return check(arguments);
-  if (!arguments.positional.empty()) arguments.settings.file = arguments.positional;
+  if (!arguments.positional.empty()) arguments.settings.file = find_shipped(arguments.positional, "configs");
   const Result<LoadedConfig> loaded = arguments.settings.load();
   if (!loaded.ok()) return fail(loaded.status());
   arguments.json ? print_effective_json(*loaded) : print_effective(*loaded);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cli/embedded.h"
+#include "cli/steps.h"
 #include "cli/text.h"
 
 namespace firn::cli {
@@ -27,7 +28,7 @@ Result<std::string> first_paragraphs(const llama::Tokenizer& tokenizer, std::str
 }
 
 // The same document without the question, and the text behind it.
-Status add_lossy_rows(const LoadedModel& model, const DemoOptions& options, DemoReport& report) {
+Status add_lossy_rows(const LoadedModel& model, const DemoOptions& options, Steps& steps, DemoReport& report) {
   constexpr std::size_t kScored = 512;
   FIRN_ASSIGN(const std::string document, first_paragraphs(model.tokenizer, kOpticks, options.document_tokens));
   FIRN_ASSIGN(const std::vector<TokenId> all, model.tokenizer.encode(kOpticks));
@@ -35,24 +36,33 @@ Status add_lossy_rows(const LoadedModel& model, const DemoOptions& options, Demo
   const std::size_t behind = std::min(kScored + 1, all.size() - std::min(all.size(), first.size()));
   if (behind < 2) return {};  // the document is the whole text
   const std::span<const TokenId> tokens(all);
-  FIRN_ASSIGN(report.lossy,
-              measure_lossy(model, options.config, tokens.first(first.size()), tokens.subspan(first.size(), behind)));
-  return {};
+  return measure_lossy(model, options.config, tokens.first(first.size()), tokens.subspan(first.size(), behind), steps,
+                       options.on_signal, report.lossy);
 }
 
 class Demo {
  public:
-  Demo(const DemoOptions& options, const LoadedModel& model) : options_(options), model_(model) {}
+  using OnPart = std::function<void(DemoPart)>;
+  Demo(const DemoOptions& options, const LoadedModel& model, const OnPart& on_part, Steps& steps, DemoReport& report)
+      : options_(options), model_(model), on_part_(on_part), steps_(steps), report_(report) {}
 
-  Result<DemoReport> run() {
+  // In the order of kSteps.
+  Status run() {
     FIRN_TRY(prepare());
+    steps_.next();
     FIRN_TRY(ask_first());
+    steps_.next();
     FIRN_TRY(push_out());
+    on_part_(DemoPart::kFit);
+    steps_.next();
     FIRN_TRY(ask_again());
     FIRN_TRY(ask_without_firn());
-    FIRN_TRY(measure());
     report_.answers_equal = first_.tokens == restored_.tokens && first_.tokens == recomputed_.tokens;
-    return report_;
+    on_part_(DemoPart::kStory);
+    steps_.next();
+    FIRN_TRY(measure());
+    on_part_(DemoPart::kTimes);
+    return {};
   }
 
  private:
@@ -94,9 +104,12 @@ class Demo {
     }
     const Clock read = Clock::now();
     if (time != nullptr) *time = read.since(start);
-    FIRN_ASSIGN(Generated generated,
-                generate(session, model_, sequence, sampler,
-                         {.max_tokens = kAnswerTokens, .stop_at_end = true, .on_step = {}, .on_token = {}}));
+    // One sentence: what a small model says after it is rarely worth reading.
+    const auto goes_on = [&](TokenId token) { return !model_.tokenizer.piece(token).ends_with('.'); };
+    Generated generated =
+        generate(session, model_, sequence, sampler,
+                 {.max_tokens = kAnswerTokens, .stop_at_end = true, .on_step = {}, .on_token = goes_on});
+    FIRN_TRY(generated.status);
     if (ms_per_token != nullptr && !generated.tokens.empty())
       *ms_per_token = 1e3 * Clock::now().since(read).wall_s / static_cast<double>(generated.tokens.size());
     return generated;
@@ -104,9 +117,8 @@ class Demo {
 
   Status ask_first() {
     FIRN_ASSIGN(llama::Sequence sequence, session_.engine->begin(prompt_));
-    FIRN_ASSIGN(first_, ask(session_, sequence, "reading the document for the first time", &report_.first_read,
-                            &report_.decode_first_ms));
-    report_.answer = model_.tokenizer.decode(first_.tokens) + (first_.ended ? "" : " ...");
+    FIRN_ASSIGN(first_, ask(session_, sequence, "for the first time", &report_.first_read, &report_.decode_first_ms));
+    report_.answer = model_.tokenizer.decode(first_.tokens) + (first_.finish == Finish::kLength ? " ..." : "");
     report_.answer_tokens = static_cast<std::uint32_t>(first_.tokens.size());
     FIRN_ASSIGN(hashes_, hashes(sequence));
     return {};
@@ -137,7 +149,7 @@ class Demo {
       tokens.resize(std::min<std::size_t>(tokens.size(), (report_.pool_tokens / 2 + kBlockTokens)));
       report_.other_tokens += static_cast<std::uint32_t>(tokens.size());
       FIRN_ASSIGN(llama::Sequence sequence, session_.engine->begin(tokens));
-      Progress progress(fmt::format("another sequence needs the pool ({})", name), sequence.pending());
+      Progress progress(name, sequence.pending());
       FIRN_TRY(prefill(session_, sequence, [&](std::size_t n) { progress.add(n); }));
     }
     FIRN_TRY(empty_pool());
@@ -183,14 +195,13 @@ class Demo {
       ++report_.blocks_compared;
       report_.blocks_equal += *hashes_[i] == *now[i] ? 1 : 0;
     }
-    FIRN_ASSIGN(restored_,
-                ask(session_, sequence, "asking again: the rest of the prompt", nullptr, &report_.decode_restored_ms));
+    FIRN_ASSIGN(restored_, ask(session_, sequence, "from the host tier", nullptr, &report_.decode_restored_ms));
     return {};
   }
 
   Status ask_without_firn() {
     FIRN_ASSIGN(llama::Sequence sequence, plain_.engine->begin(prompt_, {.name_space = {}, .read_cache = false}));
-    FIRN_ASSIGN(recomputed_, ask(plain_, sequence, "the same without a host tier, for comparison", nullptr, nullptr));
+    FIRN_ASSIGN(recomputed_, ask(plain_, sequence, "without it", nullptr, nullptr));
     return {};
   }
 
@@ -239,13 +250,12 @@ class Demo {
     const std::span<const TokenId> longer = std::span(prompt_).first(report_.prefix_tokens + 1);
     report_.short_tokens = std::min(kShortTokens, report_.prefix_tokens / 2 / kBlockTokens * kBlockTokens);
     for (int i = 0; i < options_.repeats; ++i) {
-      const std::string what = fmt::format("recomputing, {} of {}", i + 1, options_.repeats);
+      const std::string what = fmt::format("{} of {}", i + 1, options_.repeats);
       if (i % 2 == 0) FIRN_TRY(time_recompute(prefix, what, report_.recompute));
       FIRN_TRY(time_restore(longer, report_.restore));
       FIRN_TRY(time_pool(longer, report_.pool));
       if (i % 2 == 1) FIRN_TRY(time_recompute(prefix, what, report_.recompute));
-      FIRN_TRY(
-          time_recompute(prefix.first(report_.short_tokens), "recomputing a short prefix", report_.short_recompute));
+      FIRN_TRY(time_recompute(prefix.first(report_.short_tokens), what, report_.short_recompute));
       FIRN_TRY(time_restore(longer.first(report_.short_tokens + 1), report_.short_restore));
     }
     return {};
@@ -253,11 +263,13 @@ class Demo {
 
   const DemoOptions& options_;
   const LoadedModel& model_;
+  const OnPart& on_part_;
+  Steps& steps_;
+  DemoReport& report_;
   Session session_, plain_;
   std::vector<TokenId> prompt_;
   std::vector<std::optional<std::uint64_t>> hashes_;
   Generated first_, restored_, recomputed_;
-  DemoReport report_;
 };
 
 }  // namespace
@@ -280,12 +292,27 @@ BreakEven DemoReport::break_even() const {
                          {prefix_tokens, median(restore.wall_s), median(recompute.wall_s)});
 }
 
-Result<DemoReport> run_demo(const DemoOptions& options) {
+Status run_demo(const DemoOptions& options, const std::function<void(DemoPart)>& on_part, DemoReport& report) {
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(options.model));
-  FIRN_ASSIGN(DemoReport report, Demo(options, *model).run());
-  if (options.lossy) FIRN_TRY(add_lossy_rows(*model, options, report));
+  // Weights are in readings of the document.
+  std::vector<Steps::Step> plan = {{"reading a document and answering", 1.2},
+                                   {"other documents take the pool", 1.1},
+                                   {"asking again, from the host tier and without it", 1.3},
+                                   {"measuring", 1.2 * options.repeats},
+                                   {"a short question on two devices", 0.3}};
+  if (options.lossy)
+    for (Steps::Step& step : lossy_steps()) plan.push_back(std::move(step));
+  Steps steps(std::move(plan));
+  constexpr std::size_t kCalibration = 8;
+  if (options.lossy && is_calibrated(*model)) steps.reweigh(kCalibration, 0.1);
+  FIRN_TRY(Demo(options, *model, on_part, steps, report).run());
+  steps.next();
   FIRN_ASSIGN(report.second_device, ask_second_device(*model, options.config, options.second_device));
-  return report;
+  on_part(DemoPart::kSecondDevice);
+  if (options.lossy) FIRN_TRY(add_lossy_rows(*model, options, steps, report));
+  on_part(DemoPart::kLossy);
+  report.complete = true;
+  return {};
 }
 
 }  // namespace firn::cli

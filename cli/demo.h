@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -43,7 +44,8 @@ struct DemoReport {
   double decode_first_ms = 0, decode_restored_ms = 0;  // per token, before and after
   std::string device;                                  // that all this ran on
   SecondDevice second_device;
-  LossyReport lossy;  // no rows: not asked for
+  LossyReport lossy;      // no rows: not asked for
+  bool complete = false;  // false: a signal ended it before all was measured
 
   std::uint64_t host_tokens() const;  // that would fit at the ratio measured
   double ratio() const;
@@ -57,7 +59,12 @@ struct DemoOptions {
   std::uint32_t document_tokens = 3000;  // at least; whole paragraphs
   std::string second_device = "auto";
   bool lossy = true;
+  // Prints what is in the report so far. Where a signal cannot be waited for, this is called, and the process ends.
+  std::function<void()> on_signal;
 };
-Result<DemoReport> run_demo(const DemoOptions& options);
+// The parts in the order in which they are known.
+enum class DemoPart : std::uint8_t { kFit, kStory, kTimes, kSecondDevice, kLossy };
+// Hears of each part as soon as it is in the report. What was measured before a failure stays in it.
+Status run_demo(const DemoOptions& options, const std::function<void(DemoPart)>& on_part, DemoReport& report);
 
 }  // namespace firn::cli

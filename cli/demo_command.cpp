@@ -3,12 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
 #include "cli/demo.h"
 #include "cli/embedded.h"
+#include "cli/process.h"
+#include "cli/steps.h"
 #include "cli/text.h"
 
 namespace firn::cli {
@@ -27,90 +30,110 @@ std::string quantity(std::uint64_t number, std::string_view unit) {
   return fmt::format("{} {}{}", grouped(number), unit, number == 1 ? "" : "s");
 }
 
+template <class... T>
+void say(fmt::format_string<T...> format, T&&... values) {
+  fmt::print("{}\n", wrapped(fmt::format(format, std::forward<T>(values)...)));
+}
+
 void print_fit(const DemoReport& r) {
-  fmt::print("{}: {} bytes of keys and values per token\n", r.model_name, grouped(r.token_bytes));
-  fmt::print("  pool  {:>9}: {:>6} tokens raw, {} of {} tokens\n", human_bytes(r.pool_bytes), grouped(r.pool_tokens),
-             quantity(r.pool_tokens / r.prompt_tokens, "session"), grouped(r.prompt_tokens));
-  fmt::print("  host  {:>9}: {:>6} tokens at the ratio measured below, {} of {} tokens\n", human_bytes(r.host_bytes),
-             grouped(r.host_tokens()), quantity(r.host_tokens() / r.prompt_tokens, "session"),
-             grouped(r.prompt_tokens));
+  say("{} on {}, {}.", r.model_name, r.device, quantity(r.threads, "thread"));
+  say("A token has {} bytes of keys and values, so that there is room", grouped(r.token_bytes));
+  const auto row = [&](const char* where, std::uint64_t bytes, std::uint64_t tokens, const char* how) {
+    fmt::print("  {:<24} {:>9}: {:>6} tokens {}, {}\n", where, human_bytes(bytes), grouped(tokens), how,
+               quantity(tokens / r.prompt_tokens, "session"));
+  };
+  row("in the pool of", r.pool_bytes, r.pool_tokens, "as they are");
+  row("in the host tier of", r.host_bytes, r.host_tokens(), "compressed");
+  say("A session here is a document and a question about it: {} tokens.\n", grouped(r.prompt_tokens));
 }
 
 void print_story(const DemoReport& r) {
-  fmt::print("\nQ: {}\nA: {}\n\n", r.question, r.answer);
-  fmt::print(
-      "Then {} tokens of other sequences took the pool ({} slots evicted), and all {} free slots were overwritten.\n",
-      grouped(r.other_tokens), grouped(r.slots_evicted), grouped(r.slots_poisoned));
-  fmt::print("The host tier holds {} in {} of frames ({:.2f}x, lossless).\n", human_bytes(r.raw_bytes),
-             human_bytes(r.frame_bytes), r.ratio());
-  fmt::print("Asked again: {} of {} prompt tokens came back from it, {} of {} blocks with the hash they had before,\n",
-             grouped(r.prefix_tokens), grouped(r.prompt_tokens), grouped(r.blocks_equal), grouped(r.blocks_compared));
-  fmt::print("and the {} tokens of the answer are {}.\n\n", r.answer_tokens,
-             r.answers_equal ? "the same, one by one, as before and as without a host tier"
-                             : "NOT THE SAME: this is a bug in firn, please report it");
+  say("Q: {}\nA: {}\n", r.question, r.answer);
+  say("Then {} tokens of other documents took the pool: {} slots were evicted, and all {} free ones overwritten. The "
+      "host tier kept {} in {}, without loss ({:.2f}x).",
+      grouped(r.other_tokens), grouped(r.slots_evicted), grouped(r.slots_poisoned), human_bytes(r.raw_bytes),
+      human_bytes(r.frame_bytes), r.ratio());
+  say("Asked again, {} of {} prompt tokens came back from the host tier.", grouped(r.prefix_tokens),
+      grouped(r.prompt_tokens));
+  if (r.answers_equal && r.blocks_equal == r.blocks_compared)
+    say("=> Nothing was lost: all {} blocks have the hash they had before, and all {} tokens of the answer are the "
+        "same, one by one, as before and as without a host tier.\n",
+        grouped(r.blocks_compared), r.answer_tokens);
+  else
+    say("=> NOT THE SAME: {} of {} blocks have the hash they had, and the answers {}. This is a bug in firn, please "
+        "report it.\n",
+        grouped(r.blocks_equal), grouped(r.blocks_compared), r.answers_equal ? "agree" : "differ");
 }
 
 void print_row(const char* name, const Way& way) {
   const auto [least, most] = std::minmax_element(way.wall_s.begin(), way.wall_s.end());
-  fmt::print("{:<25} {:>9.4f} {:>19} {:>9.4f} {:>8} {:>6} {:>7}\n", name, median(way.wall_s),
-             fmt::format("{:.4f} - {:.4f}", *least, *most), median(way.cpu_s), grouped(way.tokens_reused),
-             grouped(way.pool_hits), grouped(way.frames_read));
+  fmt::print("{:<26} {:>9.4f} {:>19} {:>11.4f}\n", name, median(way.wall_s),
+             fmt::format("{:.4f} - {:.4f}", *least, *most), median(way.cpu_s));
 }
 
 void print_table(const DemoReport& r) {
-  fmt::print("{:<25} {:>9} {:>19} {:>9} {:>8} {:>6} {:>7}\n", fmt::format("{} tokens", grouped(r.prefix_tokens)),
-             "seconds", "least - most", "CPU s", "tokens", "pool", "frames");
-  fmt::print("{:<25} {:>9} {:>19} {:>9} {:>8} {:>6} {:>7}\n", fmt::format("(medians of {})", r.recompute.wall_s.size()),
-             "", "", "", "reused", "hits", "read");
-  print_row("recompute the prefix", r.recompute);
-  print_row("restore it from host", r.restore);
-  print_row("found in the pool", r.pool);
-  fmt::print("\nRecomputing takes {:.3g} times as long as restoring, and {:.3g} times the CPU seconds.\n",
-             median(r.recompute.wall_s) / median(r.restore.wall_s),
-             median(r.recompute.cpu_s) / median(r.restore.cpu_s));
-  fmt::print("Decoding: {:.1f} ms a token before, {:.1f} ms after.\n", r.decode_first_ms, r.decode_restored_ms);
+  say("How long it takes until those {} tokens are there (medians of {}):", grouped(r.prefix_tokens),
+      r.recompute.wall_s.size());
+  fmt::print("{:<26} {:>9} {:>19} {:>11}\n", "", "seconds", "least - most", "CPU seconds");
+  print_row("compute them again", r.recompute);
+  print_row("restore from the host tier", r.restore);
+  print_row("find them in the pool", r.pool);
+  const double times = median(r.recompute.wall_s) / median(r.restore.wall_s);
+  say("=> Restoring is {:.3g} times as fast as computing again, and takes {:.3g} times less of the CPU. Decoding goes "
+      "on as before: {:.1f} ms a token, then {:.1f} ms.",
+      times, median(r.recompute.cpu_s) / median(r.restore.cpu_s), r.decode_first_ms, r.decode_restored_ms);
+  const BreakEven even = r.break_even();
+  if (even.tokens)
+    say("=> It pays for prefixes of {} tokens or more: restoring n tokens takes {:.2f} ms + n x {:.4f} ms, computing "
+        "them n x {:.2f} ms.",
+        grouped(*even.tokens), 1e3 * even.restore_fixed_s, 1e3 * even.restore_token_s, 1e3 * even.recompute_token_s);
+  else
+    say("=> IT DOES NOT PAY ON THIS MACHINE, at no length: set host.budget: off.");
+  const double without = median(r.recompute.cpu_s) * r.prompt_tokens / r.prefix_tokens;
+  say("=> Nothing is gained while all that people come back to fits into the pool ({} tokens here). What it costs: the "
+      "first reading took {:.2f} CPU seconds with blocks stored beside it, and would take {:.2f} without.\n",
+      grouped(r.pool_tokens), r.first_read.cpu_s, without);
 }
 
-// When all this is not worth having.
-void print_verdict(const DemoReport& r) {
-  const BreakEven even = r.break_even();
-  fmt::print("\nRestoring n tokens takes {:.2f} ms + n x {:.4f} ms, recomputing n x {:.2f} ms (short prompts):\n",
-             1e3 * even.restore_fixed_s, 1e3 * even.restore_token_s, 1e3 * even.recompute_token_s);
-  if (even.tokens)
-    fmt::print("  it pays from {} tokens on; below that, recompute.\n", grouped(*even.tokens));
-  else
-    fmt::print("  IT DOES NOT PAY ON THIS MACHINE, at no length: set host.budget: off.\n");
-  fmt::print(
-      "Nothing is gained while what people come back to fits into the pool ({} tokens here): it is found there\n"
-      "in {:.2f} ms, and the host tier is never read.\n",
-      grouped(r.pool_tokens), 1e3 * median(r.pool.wall_s));
-  const double press = r.first_read.cpu_s - median(r.recompute.cpu_s) * r.prompt_tokens / r.prefix_tokens;
-  fmt::print("What it costs: the first reading, with blocks pressed beside it, took {:.2f} CPU s; without, {:.2f}.\n",
-             r.first_read.cpu_s, r.first_read.cpu_s - press);
+// The best of those that change nearly nothing, and the smallest.
+void print_lossy_verdict(const LossyReport& r) {
+  const LossyRow *careful = nullptr, *smallest = nullptr;
+  for (const LossyRow& row : r.rows) {
+    if (row.codec == "exact") continue;
+    if (row.top1 >= 0.99 && (careful == nullptr || row.ratio() > careful->ratio())) careful = &row;
+    if (smallest == nullptr || row.ratio() > smallest->ratio()) smallest = &row;
+  }
+  if (careful != nullptr)
+    say("=> {} takes {:.1f} times less memory and changes {:.1f} % of the model's choices.", careful->codec,
+        careful->ratio(), 100 * (1 - careful->top1));
+  if (smallest != nullptr && smallest != careful)
+    say("=> {} takes {:.1f} times less and changes {:.1f} %: for prompts where that is a good trade, never for others "
+        "(min_fidelity: exact).",
+        smallest->codec, smallest->ratio(), 100 * (1 - smallest->top1));
 }
 
 void print_lossy(const LossyReport& r) {
   if (r.rows.empty()) return;
-  fmt::print(
-      "\nThe same document through codecs that are not exact, and the {} tokens that follow it, against the exact "
-      "run:\n",
+  say("The same document through codecs that are not exact, and what the model then makes of the {} tokens that follow "
+      "it, beside the exact run:",
       grouped(r.scored_tokens));
-  if (r.calibration_s > 0)
-    fmt::print("(kvtc was calibrated on {} tokens of other texts just now, in {:.0f} s; {} keeps it)\n",
-               grouped(r.calibration_tokens), r.calibration_s, r.artefact);
-  fmt::print("{:<10} {:>9} {:>9} {:>10} {:>6} {:>10} {:>10} {:>8} {:>15} {:>9}\n", "codec", "seconds", "CPU s",
-             "host bytes", "ratio", "mean KLD", "p99 KLD", "top-1", "first differing", "guarded");
+  fmt::print("{:<9} {:>9} {:>10} {:>6} {:>10} {:>10} {:>8} {:>11}\n", "codec", "seconds", "memory", "ratio", "mean KLD",
+             "p99 KLD", "top-1", "changes at");
   for (const LossyRow& row : r.rows) {
     const bool exact = row.codec == "exact";
-    fmt::print("{:<10} {:>9.4f} {:>9.4f} {:>10} {:>6.2f} {:>10} {:>10} {:>8} {:>15} {:>9}\n",
-               exact ? "lossless" : row.codec, median(row.wall_s), median(row.cpu_s), human_bytes(row.frame_bytes),
-               row.ratio(), exact ? "0" : fmt::format("{:.2e}", row.mean_kld),
-               exact ? "0" : fmt::format("{:.2e}", row.p99_kld),
+    fmt::print("{:<9} {:>9.4f} {:>10} {:>6.2f} {:>10} {:>10} {:>8} {:>11}\n", exact ? "lossless" : row.codec,
+               median(row.wall_s), human_bytes(row.frame_bytes), row.ratio(),
+               exact ? "0" : fmt::format("{:.2e}", row.mean_kld), exact ? "0" : fmt::format("{:.2e}", row.p99_kld),
                exact ? "100 %" : fmt::format("{:.1f} %", 100 * row.top1),
-               row.first_differing < 0 ? "none" : std::to_string(row.first_differing + 1), row.guarded);
+               row.first_differing < 0 ? "never" : std::to_string(row.first_differing + 1));
   }
-  fmt::print("Seconds are of restoring {} tokens into an empty pool. Sinks and recent window are raw in every row.\n",
-             grouped(r.rows[0].tokens_restored));
+  say("seconds: of restoring {} tokens. KLD: how far the predicted probabilities move, in nats. top-1: how often the "
+      "likeliest token is the same. changes at: the first of the {} tokens where it is another.",
+      grouped(r.rows[0].tokens_restored), grouped(r.scored_tokens));
+  print_lossy_verdict(r);
+  if (r.calibration_s > 0)
+    say("(kvtc was calibrated on {} tokens of other texts just now, in {:.0f} s. The next demo finds it in {}.)",
+        grouped(r.calibration_tokens), r.calibration_s, r.artefact);
 }
 
 nlohmann::ordered_json lossy_json(const LossyReport& r) {
@@ -134,6 +157,7 @@ nlohmann::ordered_json lossy_json(const LossyReport& r) {
 }
 
 nlohmann::ordered_json way_json(const Way& way) {
+  if (way.wall_s.empty()) return nullptr;  // interrupted before
   return {{"seconds_median", median(way.wall_s)},
           {"cpu_seconds_median", median(way.cpu_s)},
           {"seconds", way.wall_s},
@@ -144,18 +168,22 @@ nlohmann::ordered_json way_json(const Way& way) {
 }
 
 void print_json(const DemoReport& r) {
-  const BreakEven even = r.break_even();
+  const bool timed = !r.short_restore.wall_s.empty() && !r.short_recompute.wall_s.empty();
+  const BreakEven even = timed ? r.break_even() : BreakEven{};
+  const auto ratio = [](const std::vector<double>& a, const std::vector<double>& b) {
+    return a.empty() || b.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(median(a) / median(b));
+  };
+  const std::uint64_t session = std::max<std::uint64_t>(1, r.prompt_tokens);
   const nlohmann::ordered_json report{
       {"model", r.model_name},
       {"device", r.device},
       {"threads", r.threads},
       {"token_bytes", r.token_bytes},
-      {"pool",
-       {{"budget_bytes", r.pool_bytes}, {"tokens", r.pool_tokens}, {"sessions", r.pool_tokens / r.prompt_tokens}}},
+      {"pool", {{"budget_bytes", r.pool_bytes}, {"tokens", r.pool_tokens}, {"sessions", r.pool_tokens / session}}},
       {"host",
        {{"budget_bytes", r.host_bytes},
         {"tokens", r.host_tokens()},
-        {"sessions", r.host_tokens() / r.prompt_tokens},
+        {"sessions", r.host_tokens() / session},
         {"frame_bytes", r.frame_bytes},
         {"raw_bytes", r.raw_bytes},
         {"ratio", r.ratio()}}},
@@ -175,8 +203,8 @@ void print_json(const DemoReport& r) {
       {"short_tokens", r.short_tokens},
       {"short_recompute", way_json(r.short_recompute)},
       {"short_restore", way_json(r.short_restore)},
-      {"speedup_seconds", median(r.recompute.wall_s) / median(r.restore.wall_s)},
-      {"speedup_cpu_seconds", median(r.recompute.cpu_s) / median(r.restore.cpu_s)},
+      {"speedup_seconds", ratio(r.recompute.wall_s, r.restore.wall_s)},
+      {"speedup_cpu_seconds", ratio(r.recompute.cpu_s, r.restore.cpu_s)},
       {"break_even_tokens", even.tokens ? nlohmann::ordered_json(*even.tokens) : nlohmann::ordered_json(nullptr)},
       {"restore_fixed_s", even.restore_fixed_s},
       {"restore_token_s", even.restore_token_s},
@@ -186,7 +214,8 @@ void print_json(const DemoReport& r) {
       {"decode_ms_before", r.decode_first_ms},
       {"decode_ms_after", r.decode_restored_ms},
       {"lossy", lossy_json(r.lossy)},
-      {"second_device", second_device_json(r.second_device)}};
+      {"second_device", second_device_json(r.second_device)},
+      {"complete", r.complete}};
   fmt::print("{}\n", report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
@@ -206,24 +235,38 @@ int run(const Arguments& arguments) {
   if (!loaded.ok()) return fail(loaded.status());
   if (loaded->config.host.budget_bytes == 0)
     return fail(Status(Code::kInvalidArgument, "the demo shows the host tier, and host.budget is off"));
-  const Result<DemoReport> report = run_demo({.model = arguments.model,
-                                              .config = loaded->config,
-                                              .repeats = arguments.repeats,
-                                              .document_tokens = arguments.document_tokens,
-                                              .second_device = arguments.second_device,
-                                              .lossy = !arguments.exact_only});
-  if (!report.ok()) return fail(report.status());
-  if (arguments.json) {
-    print_json(*report);
-  } else {
-    print_fit(*report);
-    print_story(*report);
-    print_table(*report);
-    print_verdict(*report);
-    print_lossy(report->lossy);
-    print_second_device(report->second_device);
+  const Interruptible interruptible;
+  DemoReport report;
+  const auto print_part = [&](DemoPart part) {
+    if (arguments.json) return;
+    if (Steps* const steps = Steps::current()) steps->clear_line();
+    if (part == DemoPart::kFit) print_fit(report);
+    if (part == DemoPart::kStory) print_story(report);
+    if (part == DemoPart::kTimes) print_table(report);
+    if (part == DemoPart::kSecondDevice) print_second_device(report.second_device);
+    if (part == DemoPart::kLossy) print_lossy(report.lossy);
+    std::fflush(stdout);  // it is read while the rest is measured
+  };
+  const auto print_rest = [&] {  // of what was interrupted
+    if (arguments.json) print_json(report);
+    if (!arguments.json && !report.lossy.rows.empty()) print_lossy(report.lossy);
+  };
+  const Status status = run_demo({.model = arguments.model,
+                                  .config = loaded->config,
+                                  .repeats = arguments.repeats,
+                                  .document_tokens = arguments.document_tokens,
+                                  .second_device = arguments.second_device,
+                                  .lossy = !arguments.exact_only,
+                                  .on_signal = print_rest},
+                                 print_part, report);
+  if (!status.ok() && stop_signal() == 0) return fail(status);
+  if (!status.ok()) {
+    if (report.prompt_tokens != 0) print_rest();
+    tell("firn: interrupted before all was measured\n");
+    return kExitOk;  // the exit code is the signal's
   }
-  return report->answers_equal && report->blocks_equal == report->blocks_compared && report->second_device.agrees()
+  if (arguments.json) print_json(report);
+  return report.answers_equal && report.blocks_equal == report.blocks_compared && report.second_device.agrees()
              ? kExitOk
              : kExitCorrupt;
 }

@@ -8,6 +8,7 @@
 
 #include "cli/calibration.h"
 #include "cli/embedded.h"
+#include "cli/process.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
 #include "storage/calibration/calibrator.h"
@@ -47,25 +48,27 @@ Result<Artefact> calibrate(const LoadedModel& model, std::uint32_t thread_count)
                                                    is_held_out(number++));
                    }));
   return calibrator->finish([](std::string_view what, double share) {
-    fmt::print(stderr, "calibrating kvtc: {:>3.0f} %, {}\n", 100 * share, what);
+    if (Steps* const steps = Steps::current()) steps->note(fmt::format("{:.0f} %, {}", 100 * share, what));
   });
+}
+
+// By the model and by everything that calibrate() makes it of.
+std::string artefact_path(const LoadedModel& model) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const std::string_view text : texts())
+    for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  return fmt::format("{}/demo-kvtc-{}-{}-{}-{:016x}.safetensors", cache_folder(),
+                     to_hex(model.model.spec().weights).substr(0, 16), kStackLayers, kWindow * kWindowsOfEach, hash);
 }
 
 // The artefact in the cache folder; calibrated now where there is none that fits.
 Status find_artefact(const LoadedModel& model, std::uint32_t threads, LossyReport& report) {
-  // By the model and by everything that calibrate() makes it of.
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const std::string_view text : texts())
-    for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  report.artefact =
-      fmt::format("{}/demo-kvtc-{}-{}-{}-{:016x}.safetensors", cache_folder(),
-                  to_hex(model.model.spec().weights).substr(0, 16), kStackLayers, kWindow * kWindowsOfEach, hash);
+  report.artefact = artefact_path(model);
   const Result<std::shared_ptr<const Artefact>> found = load_artefact(report.artefact);
   if (found.ok() && make_codec(CodecId::kKvtc, *found, 16, model.model.spec()).ok()) {
     report.calibration_tokens = describe(**found).tokens;
     return {};
   }
-  fmt::print(stderr, "kvtc is calibrated for this model, once; the result is kept in {}\n", report.artefact);
   const Clock start = Clock::now();
   FIRN_ASSIGN(Artefact artefact, calibrate(model, threads));
   std::error_code ignored;
@@ -101,8 +104,7 @@ class LossyDemo {
     config.host.artefact = at == std::string::npos ? "" : report_.artefact;
     if (at != std::string::npos) config.host.ratio = static_cast<std::uint32_t>(std::stoul(codec.substr(at + 1)));
     FIRN_ASSIGN(Session session, Session::open(model_, config));
-    Progress progress(fmt::format("{}: reading the document, scoring what follows", codec),
-                      document_.size() + following_.size());
+    Progress progress(codec, document_.size() + following_.size());
     LossyRow row;
     row.codec = codec;
     {
@@ -163,15 +165,33 @@ class LossyDemo {
 
 }  // namespace
 
-Result<LossyReport> measure_lossy(const LoadedModel& model, const Config& config, std::span<const TokenId> document,
-                                  std::span<const TokenId> following) {
-  LossyReport report;
+std::vector<Steps::Step> lossy_steps() {
+  return {{"lossless, for comparison", 1.6}, {"q8", 1.6}, {"q4", 1.6}, {"calibrating kvtc, once", 25}, {"kvtc", 4}};
+}
+
+bool is_calibrated(const LoadedModel& model) {
+  std::error_code error;
+  return std::filesystem::exists(artefact_path(model), error);
+}
+
+Status measure_lossy(const LoadedModel& model, const Config& config, std::span<const TokenId> document,
+                     std::span<const TokenId> following, Steps& steps, const std::function<void()>& on_signal,
+                     LossyReport& report) {
   report.document_tokens = static_cast<std::uint32_t>(document.size());
   report.scored_tokens = static_cast<std::uint32_t>(following.size() - 1);
-  FIRN_TRY(find_artefact(model, config.threads, report));
   LossyDemo demo(model, config, document, following, report);
-  for (const char* codec : {"exact", "q8", "q4", "kvtc@8", "kvtc@16"}) FIRN_TRY(demo.run(codec).with_context(codec));
-  return report;
+  for (const char* codec : {"exact", "q8", "q4"}) {
+    steps.next();
+    FIRN_TRY(demo.run(codec).with_context(codec));
+  }
+  steps.next();
+  steps.end_on_signal(on_signal);  // linear algebra is not asked to stop
+  const Status found = find_artefact(model, config.threads, report);
+  steps.end_on_signal({});
+  FIRN_TRY(found);
+  steps.next();
+  for (const char* codec : {"kvtc@8", "kvtc@16"}) FIRN_TRY(demo.run(codec).with_context(codec));
+  return {};
 }
 
 }  // namespace firn::cli

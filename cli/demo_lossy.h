@@ -8,6 +8,7 @@
 
 #include "cli/evaluation.h"
 #include "cli/session.h"
+#include "cli/steps.h"
 
 namespace firn::cli {
 
@@ -33,7 +34,11 @@ struct LossyReport {
 };
 
 // document, and the text that follows it in its source.
-Result<LossyReport> measure_lossy(const LoadedModel& model, const Config& config, std::span<const TokenId> document,
-                                  std::span<const TokenId> following);
+// Rows come one by one, those that need calibration last. on_signal: see Steps::end_on_signal().
+Status measure_lossy(const LoadedModel& model, const Config& config, std::span<const TokenId> document,
+                     std::span<const TokenId> following, Steps& steps, const std::function<void()>& on_signal,
+                     LossyReport& report);
+std::vector<Steps::Step> lossy_steps();  // that measure_lossy() takes; the fourth calibrates
+bool is_calibrated(const LoadedModel& model);
 
 }  // namespace firn::cli

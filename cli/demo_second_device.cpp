@@ -11,7 +11,7 @@
 namespace firn::cli {
 namespace {
 
-constexpr const char* kShortQuestion = "What is ice made of? Answer in one sentence.";
+constexpr const char* kShortQuestion = "What is the capital of France? Answer in one sentence.";
 constexpr std::size_t kShortAnswerTokens = 24;
 
 double margin_of(std::span<const float> logits) {
@@ -36,7 +36,7 @@ Result<Answer> answer_on(const LoadedModel& model, Config config, const std::str
   const Clock start = Clock::now();
   FIRN_ASSIGN(llama::Sequence sequence, session.engine->begin(prompt, {.name_space = {}, .read_cache = false}));
   FIRN_ASSIGN(llama::Sampler sampler, llama::Sampler::create({}));
-  Progress progress(fmt::format("a short question on {}", answer.device), kShortAnswerTokens);
+  Progress progress(answer.device, kShortAnswerTokens);
   llama::Sequence* sequences[] = {&sequence};
   while (answer.tokens.size() < kShortAnswerTokens) {
     FIRN_TRY(session.engine->run(sequences));
@@ -103,16 +103,16 @@ Result<SecondDevice> ask_second_device(const LoadedModel& model, const Config& c
 
 void print_second_device(const SecondDevice& r) {
   if (!r.skipped.empty()) {
-    fmt::print("\nNot repeated on a second device: {}\n", r.skipped);
+    fmt::print("Not repeated on a second device: {}\n\n", r.skipped);
     return;
   }
-  fmt::print("\nA short question on {} ({:.2f} s) and on {} ({:.2f} s):\nQ: {}\nA: {}\n", r.first, r.first_s, r.second,
+  fmt::print("A short question, on {} ({:.2f} s)\nand on {} ({:.2f} s):\nQ: {}\nA: {}\n", r.first, r.first_s, r.second,
              r.second_s, r.question, r.answer);
   if (!r.margin) {
-    fmt::print("All {} tokens agree.\n", r.tokens_compared);
+    fmt::print("=> All {} tokens agree.\n\n", r.tokens_compared);
     return;
   }
-  fmt::print("{} tokens agree; at the first difference the two likeliest tokens are {:.3g} apart: {}.\n",
+  fmt::print("=> {} tokens agree; at the first difference the two likeliest tokens are\n{:.3g} apart: {}.\n\n",
              r.tokens_equal, *r.margin,
              r.agrees() ? "a tie, which rounding may settle either way"
                         : "NOT A TIE, this is a bug in firn, please report it");

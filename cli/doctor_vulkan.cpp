@@ -65,6 +65,18 @@ std::vector<std::string> vulkan_lines(const Result<std::vector<VulkanReport>>& d
   return lines;
 }
 
+std::vector<std::string> vulkan_summary(const Result<std::vector<VulkanReport>>& devices) {
+  if (!devices.ok()) return {"none: " + devices.status().message()};
+  std::vector<std::string> lines;
+  for (const VulkanReport& device : *devices) {
+    std::uint64_t bytes = 0;
+    for (const VulkanReport::Heap& heap : device.heaps)
+      if (heap.device_local) bytes = std::max(bytes, heap.bytes);
+    lines.push_back(fmt::format("{}: {}, {}; {}", device.index, device.name, human_bytes(bytes), standing(device)));
+  }
+  return lines;
+}
+
 nlohmann::ordered_json vulkan_json(const Result<std::vector<VulkanReport>>& devices) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   if (!devices.ok()) return {{"devices", all}, {"why_none", devices.status().message()}};

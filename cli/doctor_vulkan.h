@@ -11,6 +11,7 @@
 namespace firn::cli {
 
 // Lines for the report's second column: the first line of a device is at the margin, what it has is indented.
+std::vector<std::string> vulkan_summary(const Result<std::vector<VulkanReport>>& devices);  // a line each
 std::vector<std::string> vulkan_lines(const Result<std::vector<VulkanReport>>& devices);
 nlohmann::ordered_json vulkan_json(const Result<std::vector<VulkanReport>>& devices);
 

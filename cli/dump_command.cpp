@@ -4,12 +4,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -24,13 +20,7 @@ using Json = nlohmann::json;  // not the ordered one, whose objects of a million
 constexpr std::size_t kMaxDumpBytes = 64 << 20;
 
 Result<Json> read_dump(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return Status(Code::kInvalidArgument, fmt::format("{}: cannot be read ({})", path, std::strerror(errno)));
-  std::string text(kMaxDumpBytes + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<std::size_t>(in.gcount()));
-  if (text.size() > kMaxDumpBytes)
-    return Status(Code::kInvalidArgument, fmt::format("{}: more than {} bytes are no dump", path, kMaxDumpBytes));
+  FIRN_ASSIGN(const std::string text, read_whole(path, kMaxDumpBytes));
   Json all = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!all.is_object()) return Status(Code::kCorrupt, fmt::format("{}: is no JSON object, or was cut short", path));
   if (const auto format = all.find("format"); format == all.end() || *format != "firn-dump-1")

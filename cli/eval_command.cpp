@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/evaluation.h"
+#include "cli/process.h"
 #include "core/base/file_out.h"
 
 namespace firn::cli {
@@ -141,11 +142,19 @@ Status run(const EvalFlags& flags) {
   FIRN_ASSIGN(const std::vector<EvaluatedCodec> codecs, codecs_of(flags));
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(flags.model));
   FIRN_ASSIGN(const auto windows, windows_of(*model, flags.texts, options.context + 1, flags.windows));
+  const Interruptible interruptible;
   FIRN_ASSIGN(const std::vector<Evaluation> results, evaluate(*model, windows, codecs, options));
+  const std::size_t measured = results.empty() ? 0 : results[0].windows;
+  if (measured != windows.size()) fmt::print("Stopped: this is of {} of {} windows.\n", measured, windows.size());
   fmt::print("{} windows of {} tokens, the last {} scored; cold blocks through the codec, sinks and window raw\n\n",
-             windows.size(), options.context, options.scored);
+             measured, options.context, options.scored);
   print_table(results);
   if (options.attention) print_attention(results);
+  if (measured != windows.size()) {
+    tell("firn: interrupted; {}\n", options.state.empty() ? "nothing is kept (--state FILE would)"
+                                                          : "the same command goes on from " + options.state);
+    return {};
+  }
   if (flags.json.empty()) return {};
   nlohmann::json rows = nlohmann::json::array();
   for (const Evaluation& r : results) rows.push_back(row_json(r));

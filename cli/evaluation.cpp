@@ -7,12 +7,13 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "cli/process.h"
+#include "cli/text.h"
 #include "core/base/file_out.h"
 #include "core/config/host_codec.h"
 #include "examples/llama/capture.h"
@@ -280,6 +281,7 @@ Result<Reference> exact_run(const LoadedModel& model, const std::vector<TokenId>
                           q_width * sizeof(float));
       });
   llama::Engine engine(model.model, listening, *session.threads);
+  engine.stop_when([] { return stop_signal() != 0; });
   FIRN_ASSIGN(reference.scores, serve(session, engine, window, options, progress));
   for (std::vector<float>* tensor : {&trace.keys, &trace.values}) {  // as the cache has them
     std::vector<std::byte> bytes(tensor->size() * bytes_of(group.kv.dtype));
@@ -330,6 +332,7 @@ Interval bootstrap(const std::vector<double>& pieces) {
 Evaluation summarise(const std::string& name, const std::vector<Unit>& units) {
   Evaluation result;
   result.codec = name;
+  result.windows = units.size();
   std::vector<float> klds;
   std::vector<double> kld_pieces, loss_pieces, top1_pieces;
   std::uint64_t frame_bytes = 0, raw_bytes = 0;
@@ -421,10 +424,11 @@ Result<std::vector<Evaluation>> evaluate(const LoadedModel& model, const std::ve
   State state(options.state);
   std::vector<std::vector<Unit>> units(codecs.size());
   Progress progress("evaluating", windows.size() * (codecs.size() + 1) * options.context);
-  for (const std::vector<TokenId>& window : windows) {
+  const auto measure_window = [&](const std::vector<TokenId>& window) -> Result<std::vector<Unit>> {
     std::unique_ptr<Reference> reference;
-    for (std::size_t c = 0; c < codecs.size(); ++c) {
-      FIRN_ASSIGN(const std::string name, unit_name(model, codecs[c], options, window));
+    std::vector<Unit> measured;
+    for (const EvaluatedCodec& codec : codecs) {
+      FIRN_ASSIGN(const std::string name, unit_name(model, codec, options, window));
       Unit unit;
       if (state.find(name, unit)) {
         progress.add(options.context);
@@ -433,12 +437,21 @@ Result<std::vector<Evaluation>> evaluate(const LoadedModel& model, const std::ve
           FIRN_ASSIGN(Reference run, exact_run(model, window, options, progress));
           reference = std::make_unique<Reference>(std::move(run));
         }
-        FIRN_ASSIGN(unit, run_unit(model, codecs[c], options, window, *reference, progress));
+        FIRN_ASSIGN(unit, run_unit(model, codec, options, window, *reference, progress));
         FIRN_TRY(state.add(name, unit));
       }
-      units[c].push_back(std::move(unit));
+      measured.push_back(std::move(unit));
     }
     if (!reference) progress.add(options.context);
+    return measured;
+  };
+  for (const std::vector<TokenId>& window : windows) {
+    Result<std::vector<Unit>> measured = measure_window(window);
+    if (!measured.ok()) {
+      if (stop_signal() == 0 || units[0].empty()) return measured.status();
+      break;  // what has been measured of all codecs alike is still an answer
+    }
+    for (std::size_t c = 0; c < codecs.size(); ++c) units[c].push_back(std::move((*measured)[c]));
   }
   std::vector<Evaluation> results;
   for (std::size_t c = 0; c < codecs.size(); ++c)
@@ -451,9 +464,10 @@ namespace {
 // At most `most` windows of one file, from its beginning.
 Result<std::vector<std::vector<TokenId>>> windows_of_file(const LoadedModel& model, const std::string& file,
                                                           std::uint32_t tokens, std::size_t most) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in) return Status(Code::kInvalidArgument, fmt::format("--text {}: cannot be read", file));
-  const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
+  const Result<std::string> read = read_whole(file, kMaxTextBytes);
+  if (!read.ok()) return read.status().with_context("--text");
+  const std::string& text = *read;
   // No more of it than is needed: a token is rarely more than 8 bytes.
   FIRN_ASSIGN(const std::vector<TokenId> all,
               model.tokenizer.encode(std::string_view(text).substr(0, std::min(text.size(), most * tokens * 8))));

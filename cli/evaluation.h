@@ -26,6 +26,7 @@ struct Interval {
 struct Evaluation {
   std::string codec;
   std::uint64_t tokens = 0;         // scored
+  std::size_t windows = 0;          // measured: fewer than were given where a signal ended it
   double bits = 0;                  // realised, an element of cold blocks, by the codec alone
   double served_bits = 0;           // of all frames written while serving: what the guard stored lossless too
   double loss = 0, exact_loss = 0;  // mean, nats a token

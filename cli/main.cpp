@@ -3,10 +3,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <csignal>
-#include <cstdio>
 
 #include "cli/commands.h"
+#include "cli/help.h"
+#include "cli/process.h"
+#include "cli/text.h"
 #include "core/config/nearest.h"
 
 namespace firn::cli {
@@ -30,12 +31,16 @@ int exit_code(Code code) {
 }
 
 int fail(const Status& status) {
-  fmt::print(stderr, "firn: {}\n", status.message());
+  tell("firn: {}\n", status.message());
   return exit_code(status.code());
 }
 
 void SettingFlags::add_to(CLI::App& command) {
-  command.add_option("--config", file, "deployment file; docs/config.md lists its keys")->type_name("FILE");
+  command
+      .add_option_function<std::string>(
+          "--config", [this](const std::string& name) { file = find_shipped(name, "configs"); },
+          "deployment file, or the name of a shipped one; docs/config.md lists its keys")
+      ->type_name("FILE");
   const auto flag = [&](const std::string& name, const std::string& key, const std::string& help) {
     command
         .add_option_function<std::string>(
@@ -68,7 +73,7 @@ void SettingFlags::add_to(CLI::App& command) {
 
 Result<LoadedConfig> SettingFlags::load() const {
   FIRN_ASSIGN(LoadedConfig loaded, load_config_file(file, overrides));
-  for (const std::string& warning : loaded.warnings) fmt::print(stderr, "firn: warning: {}\n", warning);
+  for (const std::string& warning : loaded.warnings) tell("firn: warning: {}\n", warning);
   return loaded;
 }
 
@@ -86,31 +91,22 @@ std::vector<std::string> command_names(const CLI::App& app) {
 int run_firn(int argc, char** argv) {
   CLI::App app("firn: a tiered KV cache for transformer inference", "firn");
   app.require_subcommand(1);
-  app.footer(
-      "Exit codes: 0 done; 1 doctor found a problem; 2 wrong arguments, configuration or file; 3 a budget is too "
-      "small;\n"
-      "4 try again later; 5 a file or frame is damaged; 6 a device failed.");
   firn::cli::Action action;
-  app.add_subcommand("version", "print the version")->callback([&action] {
-    action = [] {
-      fmt::print("firn {} (compiler {})\n", FIRN_VERSION, __VERSION__);
-      return firn::cli::kExitOk;
-    };
-  });
-  firn::cli::add_calibrate_command(app, action);
-  firn::cli::add_config_command(app, action);
-  firn::cli::add_demo_command(app, action);
   firn::cli::add_doctor_command(app, action);
-  firn::cli::add_dump_command(app, action);
-  firn::cli::add_eval_command(app, action);
-  firn::cli::add_plan_command(app, action);
+  firn::cli::add_demo_command(app, action);
   firn::cli::add_run_command(app, action);
+  firn::cli::add_config_command(app, action);
+  firn::cli::add_plan_command(app, action);
   firn::cli::add_simulate_command(app, action);
   firn::cli::add_trace_command(app, action);
+  firn::cli::add_dump_command(app, action);
+  firn::cli::add_calibrate_command(app, action);
+  firn::cli::add_eval_command(app, action);
+  firn::cli::add_help_commands(app, action);
   const std::vector<std::string> names = command_names(app);
   if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {
-    fmt::print(stderr, "firn: there is no command \"{}\"; did you mean {}? firn --help lists them\n", argv[1],
-               firn::nearest(argv[1], names));
+    firn::cli::tell("firn: there is no command \"{}\"; did you mean {}? firn --help lists them\n", argv[1],
+                    firn::nearest(argv[1], names));
     return firn::cli::kExitUsage;
   }
   try {
@@ -124,12 +120,5 @@ int run_firn(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is a failure to write, and is reported as one
-  const int code = run_firn(argc, argv);
-  // A full disk behind stdout is a failure, not a success with fewer lines.
-  if (std::fflush(stdout) != 0) {
-    std::perror("firn: writing the result");
-    return firn::cli::kExitIo;
-  }
-  return code;
+  return firn::cli::run_process([&] { return run_firn(argc, argv); });
 }

@@ -2,14 +2,11 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "cli/commands.h"
+#include "cli/process.h"
 #include "cli/session.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
@@ -30,22 +27,11 @@ constexpr std::size_t kMaxPromptBytes = 16 << 20;
 Result<std::string> read_prompt(const Arguments& arguments) {
   std::string text;
   if (!arguments.prompt_file.empty()) {
-    std::ifstream in(arguments.prompt_file, std::ios::binary | std::ios::ate);
-    if (!in)
-      return Status(Code::kInvalidArgument,
-                    fmt::format("{}: cannot be read ({})", arguments.prompt_file, std::strerror(errno)));
-    const std::streamoff bytes = in.tellg();
-    if (bytes < 0 || static_cast<std::size_t>(bytes) > kMaxPromptBytes)
-      return Status(Code::kInvalidArgument,
-                    fmt::format("{}: a prompt is a file of at most {} bytes", arguments.prompt_file, kMaxPromptBytes));
-    text.resize(static_cast<std::size_t>(bytes));
-    in.seekg(0);
-    if (!in.read(text.data(), bytes))
-      return Status(Code::kInvalidArgument, fmt::format("{}: reading stopped early", arguments.prompt_file));
+    FIRN_ASSIGN(text, read_whole(arguments.prompt_file, kMaxPromptBytes));
   }
   text += arguments.prompt;
   if (text.empty())
-    return Status(Code::kInvalidArgument, "there is no prompt; give --prompt-file FILE or --prompt TEXT");
+    return Status(Code::kInvalidArgument, "there is no prompt; give --prompt TEXT or --prompt-file FILE, - for stdin");
   return text;
 }
 
@@ -77,8 +63,7 @@ struct Report {
 
 void print_summary(const Report& report, const Config& config) {
   const Stats& stats = report.stats;
-  fmt::print(
-      stderr,
+  tell(
       "\nprompt {} tokens in {:.2f} s ({:.0f} tokens/s); {} tokens generated, {:.2f} ms each\n"
       "pool {}: {} blocks of {} tokens; host {}: {} in frames, {} raw ({:.2f}x); {} blocks decoded for attention\n",
       grouped(report.prompt_tokens), report.prefill.wall_s,
@@ -90,6 +75,11 @@ void print_summary(const Report& report, const Config& config) {
           ? 1.0
           : static_cast<double>(stats.host_raw_bytes) / static_cast<double>(stats.host_frame_bytes),
       grouped(stats.blocks_staged));
+  const Generated& generated = report.generated;
+  if (generated.finish == Finish::kContext)
+    tell("ended early: the context is full ({} tokens; the model's, or max_sequence_tokens)\n",
+         grouped(report.prompt_tokens + generated.tokens.size()));
+  if (generated.finish == Finish::kInterrupted) tell("ended early: interrupted\n");
 }
 
 void print_json(const Report& report, const Config& config, const llama::Tokenizer& tokenizer) {
@@ -98,7 +88,9 @@ void print_json(const Report& report, const Config& config, const llama::Tokeniz
                                     {"tokens_reused", report.match.tokens},
                                     {"tokens", report.generated.tokens},
                                     {"text", tokenizer.decode(report.generated.tokens)},
-                                    {"ended", report.generated.ended},
+                                    {"ended", report.generated.ended()},
+                                    {"finish_reason", to_string(report.generated.finish)},
+                                    {"finish_message", report.generated.status.message()},
                                     {"prefill_s", report.prefill.wall_s},
                                     {"prefill_cpu_s", report.prefill.cpu_s},
                                     {"decode_s", report.decode.wall_s},
@@ -130,26 +122,27 @@ Result<Report> answer(const Arguments& arguments, const std::string& text, const
   report.prompt_tokens = prompt.size();
   report.match = sequence.match();
   Clock start = Clock::now();
+  Status read;
   {
     Progress progress("reading", prompt.size());
-    FIRN_TRY(prefill(session, sequence, [&](std::size_t tokens) { progress.add(tokens); }));
+    read = prefill(session, sequence, [&](std::size_t tokens) { progress.add(tokens); });
   }
   report.prefill = Clock::now().since(start);
   start = Clock::now();
   GenerateOptions options{
       .max_tokens = arguments.max_tokens, .stop_at_end = !arguments.ignore_end, .on_step = {}, .on_token = {}};
-  if (!arguments.json)
-    options.on_token = [&](TokenId token) {
-      fmt::print("{}", model.tokenizer.piece(token));
-      std::fflush(stdout);
-    };
-  FIRN_ASSIGN(report.generated, generate(session, model, sequence, sampler, options));
+  if (!arguments.json) options.on_token = [&](TokenId token) { return print_now(model.tokenizer.piece(token)); };
+  if (read.ok())
+    report.generated = generate(session, model, sequence, sampler, options);
+  else
+    report.generated = {{}, finish_of(read), read};
   report.decode = Clock::now().since(start);
   report.stats = session.manager->stats();
   if (!arguments.dump.empty()) report.dump = session.manager->dump();  // while the sequence still holds its blocks
   return report;
 }
 
+// Everything that was computed is written and printed, whyever there is no more of it.
 Status run_prompt(const Arguments& arguments) {
   FIRN_ASSIGN(LoadedConfig loaded, arguments.settings.load());
   if (arguments.pump) loaded.config.mover.worker = false;
@@ -157,6 +150,7 @@ Status run_prompt(const Arguments& arguments) {
   for (const std::string& out : {arguments.tokens_out, arguments.dump})  // a bad name is told before the work
     if (!out.empty()) FIRN_TRY(FileOut::create(out, Readers::kOwner).status());
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(arguments.model));
+  const Interruptible interruptible;
   FIRN_ASSIGN(Session session, Session::open(*model, loaded.config));
   FIRN_ASSIGN(const Report report, answer(arguments, text, *model, session));
   if (!arguments.tokens_out.empty())
@@ -167,7 +161,8 @@ Status run_prompt(const Arguments& arguments) {
   else
     fmt::print("\n");
   print_summary(report, session.manager->config());
-  return {};
+  if (report.generated.finish == Finish::kInterrupted) return {};  // the exit code is the signal's
+  return report.generated.status;
 }
 
 }  // namespace
@@ -177,7 +172,7 @@ void add_run_command(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   command->add_option("--model", arguments->model, "a llama-family GGUF; without it, the demo's model")
       ->type_name("FILE");
-  command->add_option("--prompt-file", arguments->prompt_file, "the prompt")->type_name("FILE");
+  command->add_option("--prompt-file", arguments->prompt_file, "the prompt; - is stdin")->type_name("FILE");
   command->add_option("--prompt", arguments->prompt, "the prompt, or what follows the file's")->type_name("TEXT");
   command->add_flag("--chat", arguments->chat,
                     "the prompt is what a user says; without it, the model continues the text");

@@ -34,20 +34,38 @@ struct Session {
   static Result<Session> open(const LoadedModel& model, const Config& config);
 };
 
+// Why there is no further token.
+enum class Finish : std::uint8_t {
+  kStop,         // the model has finished
+  kLength,       // max_tokens
+  kContext,      // the model's context, or max_sequence_tokens, is full
+  kNoSpace,      // no room in the pool for another token
+  kInterrupted,  // a signal
+  kClosed,       // nobody reads any more
+  kFailed,       // see status
+};
+std::string_view to_string(Finish finish);
+
 struct Generated {
   std::vector<TokenId> tokens;  // without the end-of-sequence token
-  bool ended = false;           // the model said so, before the limit
+  Finish finish = Finish::kLength;
+  Status status;  // of kNoSpace, kInterrupted and kFailed; ok otherwise
+  bool ended() const { return finish == Finish::kStop; }
 };
-// Runs what is pending and then one token a turn. on_token hears each token as it is chosen. Without a mover thread the
-// waiting moves are pumped after every step.
+// Why a step that failed with this status was the last.
+Finish finish_of(const Status& status);
+
+// Runs what is pending and then one token a turn. on_token hears each token as it is chosen, and says whether to go on.
+// Without a mover thread the waiting moves are pumped after every step. What was generated until something failed is
+// always returned.
 struct GenerateOptions {
   std::size_t max_tokens = 0;
   bool stop_at_end = true;
   std::function<void(std::size_t tokens)> on_step;
-  std::function<void(TokenId)> on_token;
+  std::function<bool(TokenId)> on_token;
 };
-Result<Generated> generate(Session& session, const LoadedModel& model, llama::Sequence& sequence,
-                           llama::Sampler& sampler, const GenerateOptions& options);
+Generated generate(Session& session, const LoadedModel& model, llama::Sequence& sequence, llama::Sampler& sampler,
+                   const GenerateOptions& options);
 // Runs what is pending.
 Status prefill(Session& session, llama::Sequence& sequence, const std::function<void(std::size_t)>& on_step = {});
 

@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -13,6 +12,7 @@
 
 #include "cli/commands.h"
 #include "cli/model_shape.h"
+#include "cli/process.h"
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "core/base/file_out.h"
@@ -31,22 +31,17 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-volatile std::sig_atomic_t interrupted = 0;
-
 // One line on a terminal, rewritten a few times a second; nothing where stderr is a file. Also notices Ctrl-C.
 class ProgressLine {
  public:
-  ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), shown_(start_) {
-    std::signal(SIGINT, [](int) { interrupted = 1; });
-  }
+  ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), shown_(start_) {}
   ~ProgressLine() {
-    if (terminal_ && any_) fmt::print(stderr, "\r\033[K");
-    std::signal(SIGINT, SIG_DFL);
+    if (terminal_ && any_) tell("\r\033[K");
   }
   bool operator()(const sim::Progress& progress) {
     const Clock::time_point now = Clock::now();
     if (terminal_ && now - shown_ > std::chrono::milliseconds(200)) show(progress, now);
-    return interrupted == 0;
+    return stop_signal() == 0;
   }
 
  private:
@@ -58,11 +53,12 @@ class ProgressLine {
     const double done = progress.packed_size == 0
                             ? 0
                             : static_cast<double>(progress.packed_read) / static_cast<double>(progress.packed_size);
-    fmt::print(stderr, "\r\033[K{:3.0f} %  {} requests, {:.0f} a second, simulated {:.1f} min, {:.0f} s to go",
-               100 * done, grouped(progress.requests), static_cast<double>(progress.requests) / seconds,
-               static_cast<double>(progress.time_ns) / 6e10, done > 0 ? seconds * (1 - done) / done : 0);
+    tell("\r\033[K{:3.0f} %  {} requests, {:.0f} a second, simulated {:.1f} min, {:.0f} s to go", 100 * done,
+         grouped(progress.requests), static_cast<double>(progress.requests) / seconds,
+         static_cast<double>(progress.time_ns) / 6e10, done > 0 ? seconds * (1 - done) / done : 0);
     std::fflush(stderr);
   }
+  Interruptible interruptible_;
   bool terminal_, any_ = false;
   Clock::time_point start_, shown_;
 };
@@ -222,6 +218,7 @@ Status fill_engine(Arguments& arguments) {
   const std::size_t slash = file.rfind('/');
   std::vector<std::string> folders = {"configs"};
   if (!file.empty()) folders.insert(folders.begin(), slash == std::string::npos ? "." : file.substr(0, slash));
+  for (const std::string& folder : data_folders()) folders.push_back(folder + "/configs");
   FIRN_ASSIGN(engine.device, sim::load_device(device, folders));
   FIRN_ASSIGN(engine.model, load_model_shape(model));
   engine.pool_bytes = config.pool.budget_bytes;
@@ -301,8 +298,8 @@ int run_sweep(Arguments& arguments) {
     }
   }
   if (!result->complete)
-    fmt::print(stderr, "firn: stopped; {} of {} points are done{}\n", rows.size(), values.size(),
-               arguments.resume.empty() ? "; with --resume FILE they would be kept" : "");
+    tell("firn: stopped; {} of {} points are done{}\n", rows.size(), values.size(),
+         arguments.resume.empty() ? "; with --resume FILE they would be kept" : "");
   return kExitOk;
 }
 

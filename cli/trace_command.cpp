@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/process.h"
 #include "cli/text.h"
 #include "cli/trace_flags.h"
 #include "sim/trace_info.h"
@@ -25,6 +26,7 @@ void TraceFlags::add_to(CLI::App& command) {
 }
 
 Status TraceFlags::finish() {
+  path = find_shipped(path, "traces");
   FIRN_ASSIGN(options.format, sim::parse_trace_format(format));
   return {};
 }
@@ -32,12 +34,12 @@ Status TraceFlags::finish() {
 void report_bad_lines(const std::string& path, std::uint64_t count, const std::vector<sim::BadLine>& lines,
                       std::uint64_t out_of_order) {
   constexpr std::size_t kShown = 3;
-  if (count != 0) fmt::print(stderr, "firn: {}: {} bad lines were passed over\n", path, grouped(count));
+  if (count != 0) tell("firn: {}: {} bad lines were passed over\n", path, grouped(count));
   for (std::size_t i = 0; i < lines.size() && i < kShown; ++i)
-    fmt::print(stderr, "firn: {}:{}: {}\n", path, lines[i].line, lines[i].why);
+    tell("firn: {}:{}: {}\n", path, lines[i].line, lines[i].why);
   if (out_of_order != 0)
-    fmt::print(stderr, "firn: {}: {} requests are earlier than the one before; they count as simultaneous with it\n",
-               path, grouped(out_of_order));
+    tell("firn: {}: {} requests are earlier than the one before; they count as simultaneous with it\n", path,
+         grouped(out_of_order));
 }
 
 namespace {
@@ -120,7 +122,7 @@ int run_convert(Arguments& arguments) {
   if (const Status status = arguments.trace.finish(); !status.ok()) return fail(status);
   const Result<std::uint64_t> count = sim::convert_trace(arguments.trace.path, arguments.trace.options, arguments.out);
   if (!count.ok()) return fail(count.status());
-  fmt::print(stderr, "firn: {} requests written\n", grouped(*count));
+  tell("firn: {} requests written\n", grouped(*count));
   return kExitOk;
 }
 

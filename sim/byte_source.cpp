@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -116,7 +117,10 @@ class ZstdSource final : public ByteSource {
       ZSTD_inBuffer in{packed_.bytes.data(), packed_.end, packed_.begin};
       ZSTD_outBuffer to{out.data(), out.size(), 0};
       if (!more && !inside_) return std::size_t{0};
+      // Memory that is not there is no damage of the file.
+      const auto no_memory = [&] { return Status(Code::kNoSpace, packed_.path + ": no memory to unpack it"); };
       const std::size_t code = ZSTD_decompressStream(stream_, &to, &in);
+      if (ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation) return no_memory();
       if (ZSTD_isError(code) != 0)
         return Status(Code::kCorrupt, fmt::format("{}: the zstd stream is damaged near byte {}: {}", packed_.path,
                                                   packed_.read - (in.size - in.pos), ZSTD_getErrorName(code)));

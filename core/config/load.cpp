@@ -171,9 +171,14 @@ void read_environment(const std::map<std::string, std::string>& environment, Rea
   std::vector<std::string> names;
   for (const Setting& setting : settings_table()) names.push_back(environment_name(setting.key));
   const auto others = other_environment_names();
+  std::vector<std::string> of_services;
   for (const auto& [name, value] : environment) {
     if (std::find(others.begin(), others.end(), name) != others.end()) continue;
     const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end() && is_service_environment_name(name)) {
+      of_services.push_back(name);
+      continue;
+    }
     if (found == names.end()) {
       reading.problems.add(name, fmt::format("there is no such variable; did you mean {}?", nearest(name, names)));
       continue;
@@ -181,6 +186,11 @@ void read_environment(const std::map<std::string, std::string>& environment, Rea
     reading.set(settings_table()[static_cast<std::size_t>(found - names.begin())], value,
                 ConfigOrigin::Kind::kEnvironment, name);
   }
+  if (!of_services.empty())
+    reading.loaded.warnings.push_back(fmt::format(
+        "{}{}: passed over, since that is what Kubernetes sets in every pod beside a service called firn; "
+        "enableServiceLinks: false keeps it out",
+        of_services[0], of_services.size() == 1 ? "" : fmt::format(" and {} more", of_services.size() - 1)));
 }
 
 void read_overrides(const std::vector<ConfigInput::Override>& overrides, Reading& reading) {
@@ -276,7 +286,7 @@ Result<LoadedConfig> load_config(const ConfigInput& input) {
   LoadedConfig loaded = std::move(reading.loaded);
   for (std::size_t i = 0; i < loaded.settings.size(); ++i)
     loaded.settings[i].value = format_value(settings_table()[i], loaded.config);
-  loaded.warnings = find_warnings(loaded);
+  for (std::string& warning : find_warnings(loaded)) loaded.warnings.push_back(std::move(warning));
   return loaded;
 }
 

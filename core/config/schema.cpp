@@ -11,8 +11,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Kind = Setting::Kind;
 
-// What parse_bytes takes.
-constexpr const char* kBytesPattern = "^(0|[0-9]+(\\.[0-9]{1,9})? *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB))$";
+// What parse_bytes takes, without a bare 0, which has a word.
+constexpr const char* kBytesPattern = "^[0-9]+(\\.[0-9]{1,9})? *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)$";
 
 Json default_value(const Setting& setting) {
   const std::string text = format_value(setting, Config{});
@@ -42,8 +42,10 @@ Json setting_schema(const Setting& setting) {
   if (setting.zero.empty()) {
     schema.update(value_schema(setting));
   } else {
-    // 0 stands for its word, and YAML reads it as a number.
-    schema["anyOf"] = Json::array({Json{{"enum", Json::array({setting.zero, 0})}}, value_schema(setting)});
+    // 0 stands for "off", and YAML reads it as a number; for no other word.
+    Json words = Json::array({setting.zero});
+    if (setting.zero == "off") words.push_back(0);
+    schema["anyOf"] = Json::array({Json{{"enum", words}}, value_schema(setting)});
   }
   return schema;
 }

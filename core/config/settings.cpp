@@ -204,15 +204,19 @@ const Setting kSettings[] = {
 #undef FIRN_FIELD
 
 // FIRN_ variables that are no settings of a deployment: places, and what tests are asked to do.
-constexpr std::array<string_view, 9> kOtherEnvironment{"FIRN_FUZZ_SECONDS", "FIRN_CACHE_DIR",   "FIRN_SMOLLM2_GGUF",
-                                                       "FIRN_BLAKE3_DIR",   "FIRN_FULL_MATRIX", "FIRN_UPDATE_GOLDEN",
-                                                       "FIRN_BENCH_DEVICE", "FIRN_TEST_DEVICE", "FIRN_VULKAN_WITHOUT"};
+constexpr std::array<string_view, 10> kOtherEnvironment{
+    "FIRN_CACHE_DIR",    "FIRN_SMOLLM2_GGUF",  "FIRN_BLAKE3_DIR",   "FIRN_DATA_DIR",    "FIRN_FULL_MATRIX",
+    "FIRN_FUZZ_SECONDS", "FIRN_UPDATE_GOLDEN", "FIRN_BENCH_DEVICE", "FIRN_TEST_DEVICE", "FIRN_VULKAN_WITHOUT"};
 
 Status mismatch(const Setting& setting, string_view text) {
   constexpr std::size_t kMaxShown = 80;
   return Status(Code::kInvalidArgument,
                 fmt::format("\"{}\" is not {}", text.substr(0, kMaxShown), describe_values(setting)));
 }
+
+// In a Config 0 stands for its word. As text only "off" may be written so: a budget of 0 that became "auto" would be a
+// quarter of the machine.
+bool zero_is_a_number(const Setting& setting) { return setting.zero.empty() || setting.zero == "off"; }
 
 bool in_range(const Setting& setting, std::uint64_t number) {
   if (number == 0 && !setting.zero.empty()) return true;
@@ -236,7 +240,7 @@ Result<std::uint64_t> parse_number(const Setting& setting, string_view text) {
   } else if (!parse_count(text, number)) {
     return mismatch(setting, text);
   }
-  if (!in_range(setting, number)) return out_of_range(setting, number);
+  if (!in_range(setting, number) || (number == 0 && !zero_is_a_number(setting))) return out_of_range(setting, number);
   return number;
 }
 
@@ -263,6 +267,26 @@ std::string environment_name(string_view key) {
 }
 
 std::span<const string_view> other_environment_names() { return kOtherEnvironment; }
+
+// FIRN_SERVICE_HOST, FIRN_SERVICE_PORT, FIRN_SERVICE_PORT_HTTP, FIRN_PORT, FIRN_PORT_8080_TCP, FIRN_PORT_8080_TCP_ADDR
+// (_PORT, _PROTO), the same of firn-cache as FIRN_CACHE_..., and FIRN_NAME, FIRN_ENV_... of links.
+bool is_service_environment_name(string_view name) {
+  constexpr string_view kPrefix = "FIRN_";
+  if (!name.starts_with(kPrefix)) return false;
+  if (name == "FIRN_NAME" || name.starts_with("FIRN_ENV_")) return true;
+  if (name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.ends_with("_PORT")) return true;
+  if (name.find("_SERVICE_PORT_") != name.npos) return true;
+  for (const string_view end : {"_ADDR", "_PROTO"})
+    if (name.ends_with(end)) name.remove_suffix(end.size());
+  std::size_t digits = 0;
+  for (const string_view protocol : {"_TCP", "_UDP", "_SCTP"})
+    if (name.ends_with(protocol)) {
+      name.remove_suffix(protocol.size());
+      for (; !name.empty() && name.back() >= '0' && name.back() <= '9'; ++digits) name.remove_suffix(1);
+      return digits != 0 && name.ends_with("_PORT_");
+    }
+  return false;
+}
 
 std::string describe_values(const Setting& setting) {
   const std::string zero = setting.zero.empty() ? "" : fmt::format(", or {}", setting.zero);

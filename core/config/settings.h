@@ -42,6 +42,9 @@ const Setting* find_setting(std::string_view key);   // null: there is none
 std::string environment_name(std::string_view key);  // FIRN_POOL_BUDGET
 // FIRN_ variables that are not settings and are left alone.
 std::span<const std::string_view> other_environment_names();
+// Named as Kubernetes and container links name what they tell every process of a service called "firn" or "firn-...".
+// Such a variable is nobody's mistake; where it is a setting's name, it is the setting.
+bool is_service_environment_name(std::string_view name);
 
 // Text as a person writes it, into its field; a failure says what would be right and does not name the key.
 Status set_value(const Setting& setting, std::string_view text, Config& config);

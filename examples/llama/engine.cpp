@@ -121,6 +121,7 @@ Status Engine::run(std::span<Sequence* const> sequences, const std::function<voi
   FIRN_TRY(take_shared());
   for (const Sequence* sequence : sequences) FIRN_TRY(check_input(sequence->tokens()));
   for (;;) {
+    if (stop_ && stop_()) return Status(Code::kUnavailable, "stopped between two steps, as was asked");
     FIRN_ASSIGN(const std::vector<Part> parts, plan(sequences));
     if (parts.empty()) return {};
     const Status status = step(parts);
@@ -264,7 +265,7 @@ void Engine::tell_logits(std::span<const Part> parts) {
       const Product output[] = {{&model_.output(), wanted_.data(), logits_.data()}};
       multiply(threads_, count, output);
       for (std::size_t r = 0; r < count; ++r)
-        on_logits_(*part.sequence, part.position + i + r, row(logits_, r, g.vocabulary));
+        on_logits_(*part.sequence, part.position + i + r, row(logits_, r, g.vocabulary).first(g.tokens));
     }
 }
 
@@ -286,7 +287,7 @@ Status Engine::compute_logits(std::span<const Part> parts) {
   const Product output[] = {{&model_.output(), wanted_.data(), logits_.data()}};
   multiply(threads_, finished.size(), output);
   for (std::size_t i = 0; i < finished.size(); ++i) {
-    const auto logits = row(logits_, i, g.vocabulary);
+    const auto logits = row(logits_, i, g.vocabulary).first(g.tokens);  // no padded row is ever chosen
     if (!std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }))
       return Status(Code::kInvalidArgument, model_.file().name() + ": the weights give logits that are not finite");
     finished[i]->logits_.assign(logits.begin(), logits.end());

@@ -81,6 +81,9 @@ class Engine {
     on_logits_ = std::move(on_logits);
   }
 
+  // Asked before every step; once it says yes, run() ends with kUnavailable. What was committed stays.
+  void stop_when(std::function<bool()> stop) { stop_ = std::move(stop); }
+
   // Counted since construction.
   struct Counters {
     std::uint64_t tokens = 0, steps = 0, recomputed_tokens = 0;
@@ -122,6 +125,7 @@ class Engine {
   std::vector<float> wanted_, logits_;
   std::size_t listened_from_ = 0;
   OnLogits on_logits_;
+  std::function<bool()> stop_;
 };
 
 }  // namespace firn::llama

@@ -278,7 +278,9 @@ Result<Gguf> Gguf::open(const std::string& path) {
     return Status(Code::kIo, fmt::format("{}: {}: {}", path, doing, std::strerror(errno)));
   };
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) return io_failure("cannot open the model file");
+  if (file < 0)
+    return Status(Code::kInvalidArgument,
+                  fmt::format("{}: cannot open the model file: {}", path, std::strerror(errno)));
   struct stat facts {};
   void* start = MAP_FAILED;
   Status status;

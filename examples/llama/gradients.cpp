@@ -1,6 +1,5 @@
 #include "examples/llama/gradients.h"
 
-#include <cblas.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "examples/llama/check.h"
 #include "examples/llama/quant.h"
+#include "storage/calibration/linear_algebra.h"
 
 namespace firn::llama {
 namespace {
@@ -91,13 +91,13 @@ void KvGradients::unpack(const char* part, std::uint32_t layer, std::size_t rows
 }
 
 void KvGradients::product(const float* x, std::size_t count, float* y, bool add) {
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(count), blas(rows_), blas(columns_), 1.0f, x,
-              blas(columns_), weights_.data(), blas(columns_), add ? 1.0f : 0.0f, y, blas(rows_));
+  linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(count), blas(rows_), blas(columns_), 1.0f, x,
+                         blas(columns_), weights_.data(), blas(columns_), add ? 1.0f : 0.0f, y, blas(rows_));
 }
 
 void KvGradients::back_product(const float* y, std::size_t count, float* x, bool add) {
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(count), blas(columns_), blas(rows_), 1.0f, y, blas(rows_),
-              weights_.data(), blas(columns_), add ? 1.0f : 0.0f, x, blas(columns_));
+  linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(count), blas(columns_), blas(rows_), 1.0f, y,
+                         blas(rows_), weights_.data(), blas(columns_), add ? 1.0f : 0.0f, x, blas(columns_));
 }
 
 void KvGradients::embed(std::span<const std::int32_t> tokens, std::vector<float>& x) const {
@@ -161,11 +161,11 @@ void KvGradients::forward_layer(std::uint32_t layer, const KvCache* past, std::s
     for (std::size_t q = 0; q < group; ++q)
       for (std::size_t t = 0; t < count; ++t)
         std::memcpy(&query[(q * count + t) * d], &saved.query[(t * g.heads + h * group + q) * d], d * sizeof(float));
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(group * count), blas(all), blas(d), scale, query.data(),
-                blas(d), &saved.keys[h * d], blas(kv), 0.0f, scores.data(), blas(all));
+    linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, blas(group * count), blas(all), blas(d), scale,
+                           query.data(), blas(d), &saved.keys[h * d], blas(kv), 0.0f, scores.data(), blas(all));
     softmax(scores, group * count, count, all, first);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(group * count), blas(d), blas(all), 1.0f, scores.data(),
-                blas(all), &saved.values[h * d], blas(kv), 0.0f, out.data(), blas(d));
+    linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas(group * count), blas(d), blas(all), 1.0f,
+                           scores.data(), blas(all), &saved.values[h * d], blas(kv), 0.0f, out.data(), blas(d));
     for (std::size_t q = 0; q < group; ++q)
       for (std::size_t t = 0; t < count; ++t)
         std::memcpy(&saved.attended[(t * g.heads + h * group + q) * d], &out[(q * count + t) * d], d * sizeof(float));
@@ -270,20 +270,20 @@ KvGradients::Gradients KvGradients::by_cache(const KvCache& past, std::span<cons
           for (std::size_t c = 0; c < d; ++c) dots[q * count + t] += dattended[from + c] * s.attended[from + c];
         }
       const int m = blas(group * count), n = blas(all), k = blas(d), stride = blas(kv);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, scale, query.data(), k, &s.keys[h * d], stride,
-                  0.0f, scores.data(), n);
+      linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, scale, query.data(), k, &s.keys[h * d],
+                             stride, 0.0f, scores.data(), n);
       softmax(scores, group * count, count, all, first);
-      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, k, m, 1.0f, scores.data(), n, dout.data(), k, 0.0f,
-                  &dvalues[h * d], stride);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0f, dout.data(), k, &s.values[h * d], stride,
-                  0.0f, dscores.data(), n);
+      linear_algebra().sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, k, m, 1.0f, scores.data(), n, dout.data(), k,
+                             0.0f, &dvalues[h * d], stride);
+      linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0f, dout.data(), k, &s.values[h * d],
+                             stride, 0.0f, dscores.data(), n);
       for (std::size_t r = 0; r < group * count; ++r)
         for (std::size_t c = 0; c < all; ++c)
           dscores[r * all + c] = scale * scores[r * all + c] * (dscores[r * all + c] - dots[r]);
-      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, k, m, 1.0f, dscores.data(), n, query.data(), k, 0.0f,
-                  &dkeys[h * d], stride);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, k, n, 1.0f, dscores.data(), n, &s.keys[h * d], stride,
-                  0.0f, dout.data(), k);
+      linear_algebra().sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, k, m, 1.0f, dscores.data(), n, query.data(), k,
+                             0.0f, &dkeys[h * d], stride);
+      linear_algebra().sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, k, n, 1.0f, dscores.data(), n,
+                             &s.keys[h * d], stride, 0.0f, dout.data(), k);
       for (std::size_t q = 0; q < group; ++q)
         for (std::size_t t = 0; t < count; ++t)
           std::memcpy(&dquery[(t * g.heads + h * group + q) * d], &dout[(q * count + t) * d], d * sizeof(float));

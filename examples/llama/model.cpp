@@ -71,6 +71,15 @@ Status Model::read_geometry() {
   if (embedding == nullptr)
     return Status(Code::kInvalidArgument, fmt::format("{}: the tensor 'token_embd.weight' is missing", file_->name()));
   g.vocabulary = static_cast<std::uint32_t>(std::min<std::size_t>(embedding->rows, kMaxGgufDimension));
+  g.tokens = g.vocabulary;
+  if (file_->contains("tokenizer.ggml.tokens")) {
+    FIRN_ASSIGN(const auto spellings, file_->string_array("tokenizer.ggml.tokens"));
+    if (spellings.empty() || spellings.size() > g.vocabulary)
+      return Status(Code::kCorrupt, fmt::format("{}: {} tokens in 'tokenizer.ggml.tokens', and {} rows in "
+                                                "'token_embd.weight'; each token needs one",
+                                                file_->name(), spellings.size(), g.vocabulary));
+    g.tokens = static_cast<std::uint32_t>(spellings.size());
+  }
   FIRN_TRY(read_head_sizes());
   return check_geometry();
 }

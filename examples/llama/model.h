@@ -19,7 +19,8 @@ namespace firn::llama {
 struct Geometry {
   std::uint32_t layers = 0, hidden = 0, feed_forward = 0;
   std::uint32_t heads = 0, kv_heads = 0, head_dim = 0, rotated_dims = 0;
-  std::uint32_t vocabulary = 0;
+  std::uint32_t vocabulary = 0;      // rows of the embedding and the output; files pad them
+  std::uint32_t tokens = 0;          // of these, what the tokenizer has: logits are of these alone
   std::uint32_t context_tokens = 0;  // positions the model was trained for
   float rope_base = 0, norm_epsilon = 0;
 

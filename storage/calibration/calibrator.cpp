@@ -9,6 +9,7 @@
 
 #include "core/base/check.h"
 #include "storage/calibration/allocate.h"
+#include "storage/calibration/linear_algebra.h"
 #include "storage/codec/codec_calls.h"
 #include "storage/codec/lossy_kernels.h"
 
@@ -64,6 +65,7 @@ Result<std::unique_ptr<Calibrator>> Calibrator::make(const ModelSpec& model, Cal
   options.ratios.erase(std::unique(options.ratios.begin(), options.ratios.end()), options.ratios.end());
   if (options.ratios.empty() || options.ratios.front() < 2 || options.ratios.back() > 1024)
     return wrong("ratios must be numbers from 2 to 1024");
+  FIRN_TRY(load_linear_algebra().status());
   FIRN_ASSIGN(KeyRotation rotation, KeyRotation::make(model.rotation, model.groups[0].kv.head_dim));
   std::unique_ptr<Calibrator> made(new Calibrator(model, std::move(options), std::move(rotation), threads));
   const std::uint32_t step = made->options_.stack_layers == 0 ? layers : made->options_.stack_layers;

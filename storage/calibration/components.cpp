@@ -1,6 +1,5 @@
 #include "storage/calibration/components.h"
 
-#include <cblas.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,17 +7,7 @@
 #include <random>
 
 #include "core/base/check.h"
-
-extern "C" {
-void dsyevr_(const char* jobz, const char* range, const char* uplo, const int* n, double* a, const int* lda,
-             const double* vl, const double* vu, const int* il, const int* iu, const double* abstol, int* m, double* w,
-             double* z, const int* ldz, int* isuppz, double* work, const int* lwork, int* iwork, const int* liwork,
-             int* info);
-void sgeqrf_(const int* m, const int* n, float* a, const int* lda, float* tau, float* work, const int* lwork,
-             int* info);
-void sorgqr_(const int* m, const int* n, const int* k, float* a, const int* lda, const float* tau, float* work,
-             const int* lwork, int* info);
-}
+#include "storage/calibration/linear_algebra.h"
 
 namespace firn {
 namespace {
@@ -47,8 +36,9 @@ Status eigen(std::vector<double>& matrix, int n, int wanted, std::vector<double>
     z = vectors->data();
   }
   const auto call = [&](double* work, int* iwork) {
-    dsyevr_(jobz, wanted == n ? "A" : "I", "U", &n, matrix.data(), &n, &zero, &zero, &first, &n, &zero, &found,
-            values.data(), z, vectors != nullptr ? &n : &one, support.data(), work, &lwork, iwork, &liwork, &info);
+    linear_algebra().dsyevr(jobz, wanted == n ? "A" : "I", "U", &n, matrix.data(), &n, &zero, &zero, &first, &n, &zero,
+                            &found, values.data(), z, vectors != nullptr ? &n : &one, support.data(), work, &lwork,
+                            iwork, &liwork, &info);
   };
   call(&work_size, &integer_work);
   if (info != 0) return failed("dsyevr", info);
@@ -66,16 +56,16 @@ Status eigen(std::vector<double>& matrix, int n, int wanted, std::vector<double>
 Status orthonormalise(std::vector<float>& q, int n, int k) {
   std::vector<float> tau(static_cast<std::size_t>(k)), work(1);
   int lwork = -1, info = 0;
-  sgeqrf_(&n, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
+  linear_algebra().sgeqrf(&n, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
   lwork = static_cast<int>(work[0]);
   work.resize(static_cast<std::size_t>(lwork));
-  sgeqrf_(&n, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
+  linear_algebra().sgeqrf(&n, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
   if (info != 0) return failed("sgeqrf", info);
   lwork = -1;
-  sorgqr_(&n, &k, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
+  linear_algebra().sorgqr(&n, &k, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
   lwork = static_cast<int>(work[0]);
   work.resize(static_cast<std::size_t>(lwork));
-  sorgqr_(&n, &k, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
+  linear_algebra().sorgqr(&n, &k, &k, q.data(), &n, tau.data(), work.data(), &lwork, &info);
   return info == 0 ? Status{} : failed("sorgqr", info);
 }
 
@@ -109,8 +99,8 @@ void Covariance::add(const float* rows, std::size_t stride, std::size_t count) {
 void Covariance::flush() {
   if (pending_ == 0) return;
   const auto n = static_cast<int>(channels_);
-  cblas_ssyrk(CblasColMajor, CblasUpper, CblasNoTrans, n, static_cast<int>(pending_), 1.0f, block_.data(), n, 0.0f,
-              product_.data(), n);
+  linear_algebra().ssyrk(CblasColMajor, CblasUpper, CblasNoTrans, n, static_cast<int>(pending_), 1.0f, block_.data(), n,
+                         0.0f, product_.data(), n);
   for (std::size_t column = 0; column < channels_; ++column)
     for (std::size_t row = 0; row <= column; ++row)
       gram_[column * channels_ + row] += static_cast<double>(product_[column * channels_ + row]);
@@ -185,23 +175,25 @@ Result<Components> randomised_components(const float* rows, std::size_t count, s
   FIRN_TRY(orthonormalise(q, n, k));
   // rows is [count][channels] in row-major order, hence channels x count in column-major.
   const auto forward = [&] {
-    cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, m, k, n, 1.0f, rows, n, q.data(), n, 0.0f, z.data(), m);
+    linear_algebra().sgemm(CblasColMajor, CblasTrans, CblasNoTrans, m, k, n, 1.0f, rows, n, q.data(), n, 0.0f, z.data(),
+                           m);
   };
   for (int i = 0; i < iterations; ++i) {
     forward();
-    cblas_sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, n, k, m, 1.0f, rows, n, z.data(), m, 0.0f, q.data(), n);
+    linear_algebra().sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, n, k, m, 1.0f, rows, n, z.data(), m, 0.0f,
+                           q.data(), n);
     FIRN_TRY(orthonormalise(q, n, k));
   }
   forward();
   std::vector<double> wide(z.begin(), z.end()), small(extra * extra);
-  cblas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, k, m, 1.0 / static_cast<double>(count), wide.data(), m, 0.0,
-              small.data(), k);
+  linear_algebra().dsyrk(CblasColMajor, CblasUpper, CblasTrans, k, m, 1.0 / static_cast<double>(count), wide.data(), m,
+                         0.0, small.data(), k);
   std::vector<double> values, vectors;
   FIRN_TRY(eigen(small, k, static_cast<int>(wanted), values, &vectors));
   std::vector<float> turn(vectors.begin(), vectors.end());  // [wanted columns][k], ascending
   std::vector<float> ascending(wanted * channels);
-  cblas_sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, n, static_cast<int>(wanted), k, 1.0f, q.data(), n, turn.data(),
-              k, 0.0f, ascending.data(), n);
+  linear_algebra().sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, n, static_cast<int>(wanted), k, 1.0f, q.data(), n,
+                         turn.data(), k, 0.0f, ascending.data(), n);
   components.basis.resize(wanted * channels);
   for (std::size_t i = 0; i < wanted; ++i) {
     components.variances.push_back(std::max(0.0, values[wanted - 1 - i]));

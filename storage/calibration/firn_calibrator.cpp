@@ -9,6 +9,7 @@
 
 #include "core/base/check.h"
 #include "storage/calibration/extent_views.h"
+#include "storage/calibration/linear_algebra.h"
 #include "storage/codec/codec_calls.h"
 #include "storage/codec/firn_codec.h"
 #include "storage/codec/firn_coder.h"
@@ -63,6 +64,7 @@ std::size_t FirnCalibrator::channels() const {
 
 Result<std::unique_ptr<FirnCalibrator>> FirnCalibrator::make(const ModelSpec& model, FirnCalibrationOptions options,
                                                              ThreadPool& threads) {
+  FIRN_TRY(load_linear_algebra().status());
   FIRN_TRY(validate(model));
   if (model.groups.size() != 1 || model.groups[0].kind != GroupKind::kFull || model.groups[0].kv.value_dim == 0)
     return wrong("firn codes one group of full attention; windows, states and latent rows are not coded yet");

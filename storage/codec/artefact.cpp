@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -431,9 +432,11 @@ Result<std::shared_ptr<const Artefact>> load_artefact(const std::string& path) {
   std::size_t got = 0;
   while ((got = std::fread(piece.data(), 1, piece.size(), file)) != 0 && bytes.size() <= kMaxFileBytes)
     bytes.insert(bytes.end(), piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(got));
-  const bool failed = std::ferror(file) != 0;
+  const int error = std::ferror(file) != 0 ? errno : 0;
   std::fclose(file);
-  if (failed) return Status(Code::kIo, fmt::format("artefact {}: cannot be read", path));
+  if (error != 0)
+    return Status(error == EISDIR ? Code::kInvalidArgument : Code::kIo,
+                  fmt::format("artefact {}: cannot be read ({})", path, std::strerror(error)));
   Result<std::shared_ptr<const Artefact>> artefact = parse_artefact(bytes);
   return artefact.ok() ? std::move(artefact) : artefact.status().with_context(path);
 }

@@ -89,9 +89,12 @@ TEST(DemoCommand, TellsItsStoryToPeople) {
                            " --set pool.max_step_tokens=64 --second-device off",
                            /*with_stderr=*/false);
   EXPECT_EQ(ran.exit_code, 0);
-  for (const char* part : {"512 bytes of keys and values per token", "recompute the prefix", "restore it from host",
-                           "found in the pool", "the same, one by one", "Nothing is gained while"})
+  for (const char* part :
+       {"A token has 512 bytes of keys and values", "compute them again", "restore from the host tier",
+        "find them in the pool", "the same,", "=> Nothing was lost", "=> Restoring is", "=> Nothing is gained while"})
     EXPECT_NE(ran.output.find(part), std::string::npos) << part << " is missing in:\n" << ran.output;
+  std::istringstream lines(ran.output);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 80u) << line;
 }
 
 // Drivers leave a few bytes of their own behind, so leaks are not looked for in these lines.

@@ -129,7 +129,7 @@ def build(args):
     rng = random.Random(args.seed)
     tokens = vocabulary()
     metadata = keys(args, tokens)
-    parts = list(tensors(args, rng, len(tokens)))
+    parts = list(tensors(args, rng, len(tokens) + args.extra_rows))
     head = b"GGUF" + struct.pack("<IQQ", args.version, len(parts), len(metadata))
     head += b"".join(string(key) + struct.pack("<I", kind) + value(kind, item) for key, kind, item in metadata)
     data = b""
@@ -152,6 +152,7 @@ def main():
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--ffn", type=int, default=256)
     parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--extra-rows", type=int, default=0, help="rows of the embedding beyond the tokenizer's tokens")
     args = parser.parse_args()
     with open(args.out, "wb") as file:
         file.write(build(args))

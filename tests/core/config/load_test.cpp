@@ -232,6 +232,60 @@ TEST(Validate, HoldsAConfigurationThatWasNeverTextAgainstTheSameTable) {
             "max_sequences: 0 is out of range; write a whole number from 1 to 1048576");
 }
 
+// A Kubernetes service called "firn" tells every pod beside it where it is, in variables that begin as ours do.
+TEST(Environment, OfAServiceThatIsCalledFirnIsPassedOverWithOneWarning) {
+  ConfigInput input;
+  for (const char* name :
+       {"FIRN_SERVICE_HOST", "FIRN_SERVICE_PORT", "FIRN_SERVICE_PORT_HTTP", "FIRN_SERVICE_PORT_METRICS_2", "FIRN_PORT",
+        "FIRN_PORT_8080_TCP", "FIRN_PORT_8080_TCP_ADDR", "FIRN_PORT_8080_TCP_PORT", "FIRN_PORT_8080_TCP_PROTO",
+        "FIRN_PORT_53_UDP", "FIRN_PORT_53_UDP_PROTO", "FIRN_PORT_132_SCTP", "FIRN_CACHE_SERVICE_HOST", "FIRN_POOL_PORT",
+        "FIRN_POOL_PORT_8080_TCP_ADDR", "FIRN_NAME", "FIRN_ENV_PATH"})
+    input.environment[name] = "tcp://10.0.0.1:8080";
+  input.environment["FIRN_POOL_BUDGET"] = "2MiB";  // beside them, a setting is a setting
+  const Result<LoadedConfig> loaded = load_config(input);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(loaded->config.pool.budget_bytes, 2u << 20);
+  ASSERT_EQ(loaded->warnings.size(), 1u);
+  EXPECT_NE(loaded->warnings[0].find("FIRN_CACHE_SERVICE_HOST and 16 more"), std::string::npos) << loaded->warnings[0];
+  // What only resembles them is a slip, and says so.
+  for (const char* name : {"FIRN_SERVICE", "FIRN_PORTS", "FIRN_PORT_TCP", "FIRN_PORT_8080", "FIRN_PORT_8080_TCP_NAME",
+                           "FIRN_POOL_BUDGT", "FIRN_8080_TCP", "FIRN_ADDR"}) {
+    ConfigInput slip;
+    slip.environment[name] = "1";
+    EXPECT_FALSE(load_config(slip).ok()) << name;
+  }
+  for (const Setting& setting : settings_table()) {
+    ConfigInput known;  // no setting is ever passed over, whatever it is called one day
+    known.environment[environment_name(setting.key)] = format_value(setting, Config{});
+    const Result<LoadedConfig> read = load_config(known);
+    ASSERT_TRUE(read.ok()) << setting.key << ": " << read.status().message();
+    for (const ConfigSetting& one : read->settings) {
+      if (one.key != setting.key) continue;
+      EXPECT_EQ(one.origin.kind, ConfigOrigin::Kind::kEnvironment) << one.key;
+    }
+  }
+}
+
+// "auto" is a share of the machine. Whoever writes 0 wants none, or made a slip.
+TEST(Numbers, ZeroIsNotAuto) {
+  std::size_t refused = 0;
+  for (const Setting& setting : settings_table()) {
+    if (setting.zero.empty()) continue;
+    for (const char* zero : {"0", "0B", "0 MiB"}) {
+      if (setting.kind == Setting::Kind::kCount && zero != std::string("0")) continue;
+      ConfigInput input;
+      input.overrides = {{std::string(setting.key), zero, "--set"}};
+      const Result<LoadedConfig> loaded = load_config(input);
+      EXPECT_EQ(loaded.ok(), setting.zero == "off") << setting.key << " " << zero;
+      if (loaded.ok()) continue;
+      EXPECT_NE(loaded.status().message().find("or " + std::string(setting.zero)), std::string::npos)
+          << loaded.status().message();
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 4u);
+}
+
 TEST(Quotas, AreOneLineOfNamesAndRanges) {
   const auto quotas =
       parse_quotas(" alice device=2GiB..8GiB  host=..64GiB ;bob device=1MiB..; a/b:c@d device=..4096B;");
