@@ -71,7 +71,8 @@ def main():
                 ran += 1
                 folder = work / f"block{ran}"
                 folder.mkdir()
-                got = subprocess.run(["bash", "-euo", "pipefail", "-c", body], cwd=folder, env=environment, text=True, errors="replace",
+                got = subprocess.run(["bash", "-euo", "pipefail", "-c", body], cwd=folder, env=environment,
+                                     text=True, errors="replace",
                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                 # 1 is what doctor says of this machine, which is no fault of the page.
                 if got.returncode not in (0, 1) or (got.returncode == 1 and "firn doctor" not in body):
@@ -92,7 +93,8 @@ def main():
             folder.mkdir()
             (folder / "requests.jsonl").write_text(
                 '{"timestamp":0,"input_length":100,"output_length":10,"block_size":16,"hash_ids":[1,2,3,4,5,6]}\n')
-            got = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
+            got = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, text=True,
+                                 errors="replace", stdin=subprocess.DEVNULL,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if got.returncode != 0 and not (got.returncode == 1 and command == "doctor"):
                 wrong.append(f"firn help {command}: exit {got.returncode} of {line}\n{got.stdout[-2000:]}")
