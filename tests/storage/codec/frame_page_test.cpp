@@ -70,10 +70,11 @@ std::uint64_t number_at(std::span<const std::byte> bytes, std::size_t offset, st
 
 TEST(FramePage, TablesHaveNoGapsAndTheRightSizes) {
   const auto tables = byte_tables();
-  ASSERT_EQ(tables.size(), 3u) << "header, section table, plane directory";
+  ASSERT_EQ(tables.size(), 4u) << "header, section table, plane directory, head of a state";
   expect_gapless(tables[0], kFrameHeaderBytes);
   expect_gapless(tables[1], kSectionEntryBytes);
   expect_gapless(tables[2], 8);
+  expect_gapless(tables[3], 128);
 }
 
 // A frame with a different number in every field, so that no two can be swapped unseen.
