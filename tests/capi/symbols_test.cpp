@@ -50,7 +50,8 @@ TEST(Symbols, ExportedListedAndDeclaredAreOneList) {
     node = next;
   }
   const std::set<std::string> declared =
-      words(read(FIRN_SOURCE_DIR "/include/firn/firn.h") + read(FIRN_SOURCE_DIR "/include/firn/cold.h"), "FIRN_C_API [^;(]*\\b(firn_\\w+)\\(");
+      words(read(FIRN_SOURCE_DIR "/include/firn/firn.h") + read(FIRN_SOURCE_DIR "/include/firn/cold.h"),
+            "FIRN_C_API [^;(]*\\b(firn_\\w+)\\(");
   EXPECT_EQ(exported, listed);
   EXPECT_EQ(declared, plain);
   EXPECT_GT(listed.size(), 70u);
