@@ -295,9 +295,9 @@ BreakEven DemoReport::break_even() const {
 Status run_demo(const DemoOptions& options, const std::function<void(DemoPart)>& on_part, DemoReport& report) {
   FIRN_ASSIGN(const std::unique_ptr<LoadedModel> model, LoadedModel::load(options.model));
   // Weights are in readings of the document.
-  std::vector<Steps::Step> plan = {{"reading a document and answering", 1.2},
+  std::vector<Steps::Step> plan = {{"reading a document", 1.2},
                                    {"other documents take the pool", 1.1},
-                                   {"asking again, from the host tier and without it", 1.3},
+                                   {"asking again", 1.3},
                                    {"measuring", 1.2 * options.repeats},
                                    {"a short question on two devices", 0.3}};
   if (options.lossy)

@@ -166,7 +166,7 @@ class LossyDemo {
 }  // namespace
 
 std::vector<Steps::Step> lossy_steps() {
-  return {{"lossless, for comparison", 1.6}, {"q8", 1.6}, {"q4", 1.6}, {"calibrating kvtc, once", 25}, {"kvtc", 4}};
+  return {{"lossless, for comparison", 1.6}, {"q8", 1.6}, {"q4", 1.6}, {"calibrating kvtc, once", 9}, {"kvtc", 4}};
 }
 
 bool is_calibrated(const LoadedModel& model) {

@@ -173,7 +173,7 @@ TEST(Process, EveryLongCommandEndsWith130) {
         "firn demo" + model + "--repeats 99 --document-tokens 6000 --pool-budget 8MiB --host-budget 64MiB",
         std::string("firn simulate --config configs/consumer-24gb.yaml --workload chat:sessions=1000000"),
         std::string("firn run --model " FIRN_RANDOM_MODEL " --prompt-file - < /dev/zero"),
-        "sleep 100 | " + ("timeout --preserve-status -s INT 1 " + kRun + "--prompt-file -")}) {
+        "sleep 5 | " + ("timeout --preserve-status -s INT 1 " + kRun + "--prompt-file -")}) {
     const bool piped = line.find(" | ") != std::string::npos;
     const Child child = start(piped ? "sh -c '" + line + "; exit $?'" : "timeout --preserve-status -s INT 1 " + line);
     rest_of(child);
