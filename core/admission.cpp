@@ -138,17 +138,20 @@ Status ManagerImpl::preempt(SeqId id, const Fence& fence) {
   if (!passed.ok()) return passed.status().with_context("preempt");
   const bool waits = !*passed || step_running(seq->step);
   Ledger::Charge charge;
+  std::vector<Table> held;
   if (waits) {
     if (sequences_.size() + deferred_.size() >= kMostHolders)
       return Status(Code::kNoSpace, "preempt: too many sequences wait for their fences");
     FIRN_ASSIGN(charge, ledger_->charge(Account::kMetadata, sequence_bytes(seq->block_count() * kBlockTokens)));
+    make_deferred_room();
+    held = seq->tables;
   }
   hold_for_replay(*seq);
   queue_cold(*seq, /*ending=*/true);
   if (waits) {
     note_cut(*seq);
-    deferred_.push_back(
-        {seq->tables, seq->hot_first, *passed ? Fence{} : fence, std::move(charge), false, seq->exact(), seq->step});
+    deferred_.push_back({std::move(held), seq->hot_first, *passed ? Fence{} : fence, std::move(charge), false,
+                         seq->exact(), seq->step});
   } else {
     release_blocks(seq->tables, seq->hot_first, seq->exact());
   }

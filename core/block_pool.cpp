@@ -9,6 +9,7 @@ namespace firn {
 BlockPool::BlockPool(std::uint32_t slot_count, std::uint32_t block_count, std::uint32_t present, bool queued)
     : blocks_(block_count), wraps_(queued ? block_count : 0), slots_(slot_count) {
   FIRN_CHECK(slot_count >= 2 && block_count >= 1);
+  emptied_.reserve(8);
   for (std::uint32_t i = block_count; i-- > 0;) {  // the first record is taken first
     blocks_[i].parent = free_record_;
     free_record_ = BlockId{i};
@@ -52,7 +53,8 @@ void BlockPool::set_loading(SlotId slot, BlockId id) {
 
 void BlockPool::stop_loading(const Slot& slot) {
   Tally& tally = tallies_[slot.previous];
-  if (--tally.slots == 0 && tally.blocks == 0) emptied_.push_back(static_cast<std::uint16_t>(slot.previous));
+  if (--tally.slots == 0 && tally.blocks == 0 && !std::exchange(tally.emptied, true))
+    emptied_.push_back(static_cast<std::uint16_t>(slot.previous));
 }
 
 std::vector<SlotId> BlockPool::free_order() const {

@@ -107,14 +107,24 @@ class BlockPool {
   // What a namespace has: every record and every slot is some namespace's, those on their way to it too.
   struct Tally {
     std::uint32_t blocks = 0, slots = 0;
+    bool emptied = false;  // in the list of those that have lost their last record or slot
   };
   void ensure_namespaces(std::uint32_t count) {
-    if (tallies_.size() < count) tallies_.resize(count);
+    if (tallies_.size() >= count) return;
+    if (emptied_.capacity() < count) emptied_.reserve(2 * std::size_t{count});
+    tallies_.resize(count);
   }
   void set_namespace(BlockId id, std::uint16_t name_space);  // the record is no candidate
   const Tally& tally(std::uint16_t name_space) const { return tallies_[name_space]; }
-  // Namespaces that have lost their last record or slot since the last call.
-  std::vector<std::uint16_t> take_emptied() { return std::exchange(emptied_, {}); }
+  // Calls visit(namespace) for those that have lost their last record or slot since the last call.
+  template <class Visit>
+  void take_emptied(Visit visit) {
+    for (const std::uint16_t name_space : emptied_) {
+      tallies_[name_space].emptied = false;
+      visit(name_space);
+    }
+    emptied_.clear();
+  }
 
   // For verify(): walks the queue forwards and backwards; empty if sound.
   std::vector<std::string> check_queue() const;
@@ -138,6 +148,10 @@ class BlockPool {
   static bool linked(const Slot& slot) { return slot.state == SlotState::kFree || slot.state == SlotState::kNull; }
   void unlink(const Slot& slot);
   void stop_loading(const Slot& slot);  // for the namespace that it was begun for
+  void drop_tally(std::uint16_t name_space) {
+    Tally& tally = tallies_[name_space];
+    if (--tally.blocks == 0 && !std::exchange(tally.emptied, true)) emptied_.push_back(name_space);
+  }
 
   std::vector<Block> blocks_;
   std::vector<std::uint16_t> wraps_;  // high bits of generation(); empty: nobody asks for that long
@@ -175,7 +189,7 @@ inline void BlockPool::drop_record(BlockId id) {
   Block& record = block(id);
   FIRN_CHECK(record.in_use && record.refs == 0 && record.slot == SlotId::kNone && record.frame == FrameId::kNone &&
              record.in_flight == 0 && !record.candidate);
-  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
+  drop_tally(record.name_space);
   const std::uint16_t life = record.life;
   record = Block{};
   record.life = life;
@@ -190,7 +204,7 @@ inline void BlockPool::set_namespace(BlockId id, std::uint16_t name_space) {
   if (record.name_space == name_space) return;
   const std::uint32_t slots = record.slot == SlotId::kNone ? 0 : 1;
   tallies_[record.name_space].slots -= slots;
-  if (--tallies_[record.name_space].blocks == 0) emptied_.push_back(record.name_space);
+  drop_tally(record.name_space);
   record.name_space = name_space;
   tallies_[name_space].slots += slots;
   ++tallies_[name_space].blocks;

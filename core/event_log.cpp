@@ -68,7 +68,8 @@ void EventLog::forgotten(const BlockPool& pool, const PrefixIndex& index, BlockI
 
 void EventLog::end_clear(Instant now) {
   clearing_ = false;
-  std::vector<std::uint64_t> tags;
+  std::vector<std::uint64_t>& tags = cleared_;
+  tags.clear();
   for (auto& [tag, scope] : scopes_) {
     if (scope.keys != 0) tags.push_back(tag);
     scope.keys = 0;

@@ -38,8 +38,16 @@ class EventLog {
   void changed(const BlockPool& pool, const PrefixIndex& index, BlockId id, std::uint64_t tag, Instant now);
   void forgotten(const BlockPool& pool, const PrefixIndex& index, BlockId id, std::uint64_t tag, Instant now);
   // reset(): between the two nothing is told; afterwards every namespace that had something is told that it is gone.
-  void begin_clear() { clearing_ = true; }
+  void begin_clear() {
+    cleared_.reserve(scopes_.size());
+    clearing_ = true;
+  }
   void end_clear(Instant now);
+  // The namespace may have blocks from now on: its record is there before anything is told that may not fail.
+  template <class Clock>
+  void open(std::uint64_t tag, const Clock& clock) {
+    if (on() && !scopes_.contains(tag)) scope(tag, clock());
+  }
   void close(std::uint64_t tag) { scopes_.erase(tag); }  // the namespace has no block any more
 
   EventBatch take(std::uint64_t since, std::size_t max, std::optional<std::uint64_t> tag) const;
@@ -91,6 +99,7 @@ class EventLog {
   std::vector<TierSet> told_;
   std::unordered_map<std::uint64_t, Scope> scopes_;  // by tag
   bool clearing_ = false;
+  std::vector<std::uint64_t> cleared_;  // end_clear(): tags
 };
 
 }  // namespace firn

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -31,7 +32,7 @@ void ManagerImpl::expire() const {
   if (!retention_->due(now)) return;
   ManagerImpl& self = const_cast<ManagerImpl&>(*this);
   self.moment_ = now;
-  for (const BlockId id : retention_->advance(now)) self.retention_changed(id);
+  retention_->advance(now, [&](BlockId id) { self.retention_changed(id); });
 }
 
 // Its priority or hold is another than before: the policies hear of it.
@@ -72,6 +73,69 @@ void ManagerImpl::release_retention() {
   for (std::uint32_t i = 0; i < pool_->block_capacity() && all_kept_back_.family != 0; ++i)
     if (Block& block = pool_->block(BlockId{i}); block.kept_by_family)
       count_candidate(block, block.counted_live, block.counted_copied, /*kept=*/false);
+}
+
+// Its number, with room for everything that will be counted by it. stay: namespaces that no room is made of.
+Result<std::uint16_t> ManagerImpl::intern(std::string_view name, std::span<const std::uint16_t> stay) {
+  if (const std::optional<std::uint16_t> known = namespaces_.find(name)) return *known;
+  Result<std::uint16_t> id = namespaces_.intern(name, *ledger_, *pool_);
+  if (!id.ok() && name.size() <= Namespaces::kMaxBytes && make_name_room(stay))
+    id = namespaces_.intern(name, *ledger_, *pool_);
+  if (!id.ok()) return id;
+  slot_policy_->ensure_namespaces(namespaces_.end());
+  frame_policy_->ensure_namespaces(namespaces_.end());
+  if (kept_back_.size() < namespaces_.end()) kept_back_.resize(namespaces_.end());
+  events_->open(namespaces_[*id].tag, clock_);
+  return id;
+}
+
+// What was found for the request is in one of these two: neither goes to make room for the other.
+Result<ManagerImpl::Spaces> ManagerImpl::intern(const BeginOptions& options) {
+  std::array<std::uint16_t, 2> stay{};
+  stay[0] = namespaces_.find(options.name_space).value_or(0);
+  if (options.shared_scope) stay[1] = namespaces_.find(*options.shared_scope).value_or(0);
+  Spaces spaces;
+  FIRN_ASSIGN(spaces.own, intern(options.name_space, stay));
+  stay[0] = spaces.shared = spaces.own;
+  if (options.shared_scope) {
+    FIRN_ASSIGN(spaces.shared, intern(*options.shared_scope, stay));
+  }
+  return spaces;
+}
+
+// Names are as many as there may be, or as the metadata budget has room for: of those that no sequence and no quota
+// needs, whose blocks are only cached, the ones that were used last the longest ago go with all they have. Many at
+// once, because looking for their blocks is a walk over all of them.
+bool ManagerImpl::make_name_room(std::span<const std::uint16_t> stay) {
+  constexpr std::size_t kAtOnce = 1024;
+  std::vector<std::uint8_t> going = namespaces_.idle_longest(kAtOnce);
+  if (going.empty()) return false;
+  for (const std::uint16_t id : stay)
+    if (id < going.size()) going[id] = 0;
+  const auto goes = [&](const Block& block) {
+    return block.in_use && block.name_space < going.size() && going[block.name_space] != 0;
+  };
+  const auto all_go = [&](std::span<const BlockId> ids) {
+    return std::all_of(ids.begin(), ids.end(),
+                       [&](BlockId id) { return id == BlockId::kNone || goes(pool_->block(id)); });
+  };
+  for (std::uint32_t i = 0; i < pool_->block_capacity(); ++i) {
+    const BlockId id{i};
+    if (!goes(pool_->block(id)) || pool_->block(id).refs != 0 || !family_may_go(id)) continue;
+    if (const std::vector<BlockId>* family = retention_->family(id); family && !all_go(*family)) continue;
+    // The frame first: what it is the only copy of goes with it.
+    if (const FrameId at = pool_->block(id).frame; at != FrameId::kNone && frames_->frame(at).candidate) {
+      const Frame& frame = frames_->frame(at);
+      if (!all_go(std::span(frame.blocks).first(frame.block_count))) continue;
+      ++counters_.host_evictions;
+      drop_frame(at, MissReason::kEvictedHost);
+    }
+    if (goes(pool_->block(id)) && pool_->block(id).candidate) pool_->put_free_slot(evict(id), /*at_head=*/true);
+  }
+  drop_kin();
+  const std::uint32_t before = namespaces_.count();
+  reap_namespaces();
+  return namespaces_.count() < before;
 }
 
 void ManagerImpl::reap_namespaces() {
@@ -162,9 +226,10 @@ SlotId ManagerImpl::evict_with_family(BlockId id) {
 // What is left of a family that has lost a member is worth nothing: it goes, unless somebody holds it.
 void ManagerImpl::drop_kin() {
   while (!broken_families_.empty()) {
-    const std::vector<BlockRef> kin = std::move(broken_families_.back());
+    const Retention::Members kin = std::move(broken_families_.back());
     broken_families_.pop_back();
-    for (const BlockRef& ref : kin) {
+    for (std::size_t i = 0; i < kin.blocks.size(); ++i) {
+      const BlockRef ref{kin.blocks[i], kin.generations[i]};
       const Block& block = pool_->block(ref.id);
       if (!block.in_use || !same_life(ref) || block.refs != 0 || block.in_flight != 0 || !block.full() ||
           retention_->held(ref.id))
@@ -272,7 +337,7 @@ Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota&
                   fmt::format("set_quota: all floors together are {} of {} bytes of slots and {} of {} bytes of the "
                               "host tier; lower one",
                               device, pool_bytes, host, config_.host.budget_bytes));
-  FIRN_ASSIGN(const std::uint16_t id, namespaces_.intern(name_space, *ledger_, *pool_));
+  FIRN_ASSIGN(const std::uint16_t id, intern(name_space));
   const NamespaceQuota before = namespaces_[id].quota;
   const bool kept = reservations_hold();
   namespaces_.set_quota(id, quota);
@@ -355,6 +420,7 @@ Status ManagerImpl::apply_retention(Sequence& seq, std::uint32_t first, std::uin
   if (seq.ranges.empty()) return {};
   const std::int64_t now_ns = clock_().ns;
   std::vector<std::tuple<BlockId, std::uint8_t, std::int64_t>> before;
+  before.reserve(std::size_t{end - first} * seq.tables.size());
   Status status;
   for (std::uint32_t i = first; status.ok() && i < end; ++i) {
     const std::uint32_t position = i * kBlockTokens;
@@ -366,14 +432,17 @@ Status ManagerImpl::apply_retention(Sequence& seq, std::uint32_t first, std::uin
       const BlockId id = table.blocks[i];
       if (id == BlockId::kNone) continue;
       const auto [priority, until_ns] = retention_->priority_until(id);
-      status = retention_->set_priority(id, range->priority, range->duration_ns == 0 ? 0 : now_ns + range->duration_ns);
+      status = no_throw([&] {
+        return retention_->set_priority(id, range->priority, range->duration_ns == 0 ? 0 : now_ns + range->duration_ns);
+      });
       if (!status.ok()) break;
       before.emplace_back(id, priority, until_ns);
     }
   }
   if (!status.ok()) {
     ++counters_.retention_refused;
-    for (const auto& [id, priority, until_ns] : before) retention_->set_priority(id, priority, until_ns).ok();
+    for (const auto& [id, priority, until_ns] : before)
+      no_throw([&] { return retention_->set_priority(id, priority, until_ns); }).ok();
     return status;  // and no policy has heard of it
   }
   for (const auto& entry : before) retention_changed(std::get<0>(entry));
@@ -491,13 +560,13 @@ Result<PinReport> ManagerImpl::pin(std::span<const Key> keys, std::int64_t ttl_n
   FIRN_TRY(check_pin_budget(blocks).with_context("pin"));
   FIRN_TRY(check_spare(blocks).with_context("pin"));
   // Those that need memory first, so that a refusal changes nothing.
-  std::stable_partition(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); });
+  const auto fresh_end =
+      std::stable_partition(blocks.begin(), blocks.end(), [this](BlockId id) { return !retention_->held(id); });
+  const auto fresh_count = static_cast<std::size_t>(fresh_end - blocks.begin());
   const std::int64_t until_ns = clock_().ns + ttl_ns;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
-    const bool fresh = !retention_->held(blocks[i]);
-    if (const Status status = retention_->pin(blocks[i], until_ns); !status.ok()) {
-      FIRN_CHECK(fresh);
-      while (i-- > 0) retention_->unpin(blocks[i]);  // and no policy has heard of it
+    if (const Status status = no_throw([&] { return retention_->pin(blocks[i], until_ns); }); !status.ok()) {
+      for (std::size_t undone = 0; undone < std::min(i, fresh_count); ++undone) retention_->unpin(blocks[undone]);
       return status.with_context("pin");
     }
   }
@@ -559,10 +628,7 @@ Status ManagerImpl::renew_lease(LeaseId lease, std::int64_t ttl_ns) {
 bool ManagerImpl::release_lease(LeaseId lease) {
   Lock lock(mutex_);
   run_deferred();
-  std::vector<BlockId> changed;
-  const bool released = retention_->release(lease, changed);
-  for (const BlockId id : changed) retention_changed(id);
-  return released;
+  return retention_->release(lease, [this](BlockId id) { retention_changed(id); });
 }
 
 std::vector<LeaseInfo> ManagerImpl::leases() const {
@@ -589,8 +655,13 @@ Status ManagerImpl::set_family(std::span<const Key> keys) {
   for (const BlockId id : blocks)
     if (retention_->family(id)) return Status(Code::kInvalidArgument, "set_family: a block is in a family already");
   FIRN_TRY(check_spare(blocks).with_context("set_family"));
-  FIRN_TRY(retention_->make_family(blocks));
-  update_family(blocks[0]);
+  const BlockId first = blocks[0];
+  Retention::Members members{std::move(blocks), {}};
+  for (const BlockId id : members.blocks) members.generations.push_back(pool_->generation(id));
+  if (broken_families_.capacity() <= retention_->family_count())
+    broken_families_.reserve(2 * retention_->family_count() + 8);
+  FIRN_TRY(retention_->make_family(std::move(members)));
+  update_family(first);
   return {};
 }
 

@@ -46,7 +46,6 @@ class LeveledPolicy final : public EvictionPolicy {
     if (!level_of_.empty()) level_of_[index(facts.id)] = facts.priority;
     level.on_insert(facts, now);
     ++count_;
-    if (facts.name_space >= by_namespace_.size()) by_namespace_.resize(facts.name_space + 1);
     ++by_namespace_[facts.name_space];
   }
   void on_access(BlockId id, Access access, Instant now) override { level_of(id).on_access(id, access, now); }
@@ -84,6 +83,10 @@ class LeveledPolicy final : public EvictionPolicy {
     copy->by_namespace_ = by_namespace_;
     copy->count_ = count_;
     return copy;
+  }
+  // Before a candidate of a namespace below this number comes.
+  void ensure_namespaces(std::uint32_t count) {
+    if (by_namespace_.size() < count) by_namespace_.resize(count);
   }
   std::size_t candidates() const override { return count_; }
   std::uint32_t candidates(std::uint16_t name_space) const {

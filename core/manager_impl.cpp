@@ -141,7 +141,7 @@ Status ManagerImpl::set_up() {
   FIRN_TRY(check_groups());
   FIRN_TRY(size_pool());
   FIRN_TRY(make_host_tier());
-  FIRN_TRY(namespaces_.intern({}, *ledger_, *pool_).status());  // number 0, always there
+  FIRN_TRY(intern(std::string_view()).status());  // number 0, always there
   if (!host_ || !config_.mover.worker) return {};
   try {
     worker_ = std::jthread([this] { worker(); });
@@ -308,6 +308,10 @@ Status ManagerImpl::size_pool() {
   frame_policy_ = std::make_unique<LeveledPolicy>(std::move(frame_policy), config_.eviction, framed_blocks,
                                                   /*one_size=*/false, *pool_);
   retention_ = std::make_unique<Retention>(*ledger_);
+  // What grows while nothing may fail has its room from here on.
+  spare_.reserve(kSmallSequences);
+  constexpr std::size_t kOtherPins = 64;
+  if (config_.host.budget_bytes != 0) erase_later_.reserve(staging_blocks_ + kOtherPins);
   events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
   if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);
   if (lossy_) exact_refs_.assign(block_count, 0);

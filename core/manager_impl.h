@@ -218,6 +218,7 @@ class ManagerImpl final : public Manager {
   Sequence* find_sequence(SeqId id);
   const Sequence* find_sequence(SeqId id) const;
   Result<Sequence*> get_sequence(SeqId id, std::string_view call);  // not a preempted one
+  Status check_sequences() const;                                   // there may be one more
   Result<Sequence*> make_sequence(std::uint16_t name_space);
   Result<Sequence*> make_begun(std::size_t tokens, const BeginOptions& options);
   void drop_sequence(Sequence& seq);
@@ -384,6 +385,12 @@ class ManagerImpl final : public Manager {
   void catch_up() const { const_cast<ManagerImpl*>(this)->run_deferred(); }
   void retention_changed(BlockId id);
   void reap_namespaces();
+  struct Spaces {
+    std::uint16_t own = 0, shared = 0;
+  };
+  Result<std::uint16_t> intern(std::string_view name, std::span<const std::uint16_t> stay = {});
+  Result<Spaces> intern(const BeginOptions& options);
+  bool make_name_room(std::span<const std::uint16_t> stay);
   BlockId choose_slot_victim(std::uint16_t name_space, bool own_only, const Filter& also);
   BlockId choose_frame_victim(std::uint16_t name_space, bool own_only);
   void erase_frame_bytes(const FrameKey& key);  // now, or when nobody reads them any more
@@ -611,9 +618,9 @@ class ManagerImpl final : public Manager {
   std::unique_ptr<Retention> retention_;
   std::unique_ptr<EventLog> events_;
   Verdicts verdicts_;
-  std::vector<std::vector<BlockRef>> broken_families_;  // whose members are to go
-  std::vector<FrameKey> erase_later_;                   // dropped while somebody had them pinned
-  std::vector<std::uint32_t> slot_serials_;  // pool.zero_on_free: whose bytes each slot has, by serial number
+  std::vector<Retention::Members> broken_families_;  // whose members are to go
+  std::vector<FrameKey> erase_later_;                // dropped while somebody had them pinned
+  std::vector<std::uint32_t> slot_serials_;          // pool.zero_on_free: whose bytes each slot has, by serial number
   using Sequences = std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>>;
   Sequences sequences_;
   // Short sequences come and go at the rate of requests: some are kept with the room they have, for the next ones.
@@ -633,13 +640,18 @@ class ManagerImpl final : public Manager {
     std::uint64_t step = 0;
     bool forget = false;  // nobody shall match them again
   };
-  std::deque<Deferred> deferred_;
+  std::vector<Deferred> deferred_;
+  // Whoever defers asks first: afterwards nothing may fail.
+  void make_deferred_room() {
+    if (deferred_.size() == deferred_.capacity()) deferred_.reserve(2 * deferred_.size() + 8);
+    if (cuts_.size() == cuts_.capacity()) cuts_.reserve(2 * cuts_.size() + 8);
+  }
   std::uint32_t reserved_slots_ = 0;  // of all sequences
   // Candidates that are kept back, of each namespace and of all of them.
   struct KeptBack {
     std::uint32_t reader = 0, family = 0;
   };
-  std::vector<KeptBack> kept_back_;  // by namespace; one that is not in it has none
+  std::vector<KeptBack> kept_back_ = std::vector<KeptBack>(1);  // by namespace
   KeptBack all_kept_back_;
   std::unordered_map<std::uint32_t, Fence> busy_slots_;  // slot_fences.cpp; empty while the device is not behind
   Fence blocked_on_;                                     // what the first job of a queue waits for

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace firn {
 namespace {
 
@@ -27,18 +29,21 @@ Result<std::uint16_t> Namespaces::intern(std::string_view name, Ledger& ledger, 
   space->charge = std::move(charge);
   space->serial = next_serial_++;
   space->tag = tag_of(space->chain);
-  std::uint16_t id = static_cast<std::uint16_t>(all_.size());
-  if (free_.empty()) {
+  if (free_.empty()) {  // lists have room for every number: none of them grows when a name goes
+    const std::size_t count = all_.size() + 1;
+    if (free_.capacity() < count) free_.reserve(2 * count);
+    if (idle_.capacity() < count) idle_.reserve(2 * count);
+    pool.ensure_namespaces(static_cast<std::uint32_t>(count));
     all_.push_back(nullptr);
-    pool.ensure_namespaces(static_cast<std::uint32_t>(all_.size()));
-  } else {
-    id = free_.back();
-    free_.pop_back();
+    free_.push_back(static_cast<std::uint16_t>(count - 1));
   }
-  all_[id] = std::move(space);
+  const std::uint16_t id = free_.back();
   by_name_.emplace(name, id);
+  free_.pop_back();
+  space->used = ++clock_;
+  all_[id] = std::move(space);
   // Until somebody needs it, a name is idle: a call that fails after this leaves nothing behind.
-  idle_.push_back(id);
+  note_idle(id);
   return id;
 }
 
@@ -46,6 +51,19 @@ std::optional<std::uint16_t> Namespaces::find(std::string_view name) const {
   const auto found = by_name_.find(name);
   if (found == by_name_.end()) return std::nullopt;
   return found->second;
+}
+
+std::vector<std::uint8_t> Namespaces::idle_longest(std::size_t most) const {
+  std::vector<std::pair<std::uint64_t, std::uint16_t>> idle;
+  for (std::size_t id = 1; id < all_.size(); ++id)
+    if (all_[id] && all_[id]->sequences == 0 && !all_[id]->has_quota)
+      idle.emplace_back(all_[id]->used, static_cast<std::uint16_t>(id));
+  if (idle.empty()) return {};
+  const std::size_t count = std::min(most, idle.size());
+  std::nth_element(idle.begin(), idle.begin() + static_cast<std::ptrdiff_t>(count - 1), idle.end());
+  std::vector<std::uint8_t> chosen(all_.size());
+  for (std::size_t i = 0; i < count; ++i) chosen[idle[i].second] = 1;
+  return chosen;
 }
 
 std::uint64_t Namespaces::charged_bytes() const {
@@ -62,7 +80,7 @@ void Namespaces::set_quota(std::uint16_t id, const NamespaceQuota& quota) {
   if (has != space.has_quota) quota_count_ += has ? 1 : -1u;
   space.quota = quota;
   space.has_quota = has;
-  if (!has) idle_.push_back(id);
+  if (!has) note_idle(id);
 }
 
 std::uint64_t Namespaces::tag(std::string_view name) const { return tag_of(KeyChain(identity_, name)); }

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/block_pool.h"
@@ -30,6 +31,8 @@ struct Namespace {
   std::uint32_t sequences = 0;  // live, or waiting for a fence
   std::uint32_t reserved = 0;   // slots kept for them
   bool has_quota = false;
+  bool idle = false;       // in the list of those that may go
+  std::uint64_t used = 0;  // counts up: the last time that a sequence came or went
   NamespaceQuota quota;
   Ledger::Charge charge;
 };
@@ -52,14 +55,23 @@ class Namespaces {
   // Drops the names that nobody needs any more, calling gone(tag) for each. O(names that lost their last block).
   template <class Gone>
   void reap(BlockPool& pool, Gone gone) {
-    for (const std::uint16_t id : pool.take_emptied()) consider(id, pool, gone);
-    for (const std::uint16_t id : idle_) consider(id, pool, gone);
+    pool.take_emptied([&](std::uint16_t id) { consider(id, pool, gone); });
+    for (const std::uint16_t id : idle_) {
+      if (in_use(id)) all_[id]->idle = false;
+      consider(id, pool, gone);
+    }
     idle_.clear();
   }
-  void add_sequence(std::uint16_t id) { ++all_[id]->sequences; }
-  void drop_sequence(std::uint16_t id) {
-    if (--all_[id]->sequences == 0) idle_.push_back(id);
+  void add_sequence(std::uint16_t id) {
+    ++all_[id]->sequences;
+    all_[id]->used = ++clock_;
   }
+  void drop_sequence(std::uint16_t id) {
+    all_[id]->used = ++clock_;
+    if (--all_[id]->sequences == 0) note_idle(id);
+  }
+  // By number, 1: one of so many that no sequence and no quota needs, for the longest time. Empty: there is none.
+  std::vector<std::uint8_t> idle_longest(std::size_t most) const;
   void set_quota(std::uint16_t id, const NamespaceQuota& quota);
   bool any_quota() const { return quota_count_ != 0; }
   std::uint64_t tag(std::string_view name) const;
@@ -76,7 +88,12 @@ class Namespaces {
     free_.push_back(id);
   }
 
+  void note_idle(std::uint16_t id) {
+    if (!std::exchange(all_[id]->idle, true)) idle_.push_back(id);
+  }
+
   Digest identity_;
+  std::uint64_t clock_ = 0;
   std::vector<std::unique_ptr<Namespace>> all_;  // by number; null: free
   std::vector<std::uint16_t> free_, idle_;       // idle: lost their last sequence
   struct Hash {

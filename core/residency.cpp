@@ -13,7 +13,6 @@ void ManagerImpl::count_candidate(Block& block, bool live, bool copied, bool kep
   cold_slots_ += (live ? 1 : 0) - (block.counted_live ? 1 : 0);
   copied_slots_ += (!live && copied ? 1 : 0) - (block.counted_copied ? 1 : 0);
   if (live || kept || block.counted_live || block.kept_by_family) {
-    if (block.name_space >= kept_back_.size()) kept_back_.resize(block.name_space + 1);
     for (KeptBack* back : {&kept_back_[block.name_space], &all_kept_back_}) {
       back->reader += (live && !kept ? 1u : 0u) - (block.counted_live && !block.kept_by_family ? 1u : 0u);
       back->family += (kept ? 1u : 0u) - (block.kept_by_family ? 1u : 0u);
@@ -137,14 +136,12 @@ void ManagerImpl::forget_key(BlockId id, MissReason reason) {
     if (other != BlockId::kNone) heir = retention_->move_hold(id, other) ? other : BlockId::kNone;
   }
   if (!retention_->unused())
-    if (const std::vector<BlockId> kin = retention_->forget(id); !kin.empty()) {
-      std::vector<BlockRef> refs;
-      for (const BlockId other : kin) {
-        refs.push_back({other, pool_->generation(other)});
+    if (Retention::Members kin = retention_->forget(id); !kin.blocks.empty()) {
+      for (const BlockId other : kin.blocks) {
         Block& free = pool_->block(other);  // of its family
         if (free.candidate) count_candidate(free, free.counted_live, free.counted_copied, /*kept=*/false);
       }
-      broken_families_.push_back(std::move(refs));
+      broken_families_.push_back(std::move(kin));  // set_family() has made room for as many as there are
     }
   index_->remove(id);
   if (partial_) partial_->remove(id);

@@ -40,12 +40,35 @@ class Retention {
   bool unpin(BlockId id);  // false: it was not pinned; leases stay
   Result<LeaseId> acquire(std::string_view owner, std::vector<BlockId> blocks, Instant now, std::int64_t deadline_ns);
   Status renew(LeaseId lease, std::int64_t deadline_ns);
-  // Another copy takes over who holds this one. False: no memory for its entry, or nobody does.
+  // Another copy takes over who holds this one, which is about to be forgotten. False: no memory for its entry, or
+  // nobody does.
   bool move_hold(BlockId from, BlockId to);
-  bool release(LeaseId lease, std::vector<BlockId>& changed);
+  // Calls changed(block) for each that it held. Nothing here needs memory: what ends, ends.
+  template <class Changed>
+  bool release(LeaseId lease, Changed changed) {
+    const auto found = leases_.find(firn::index(lease));
+    if (found == leases_.end()) return false;
+    for (const BlockId id : found->second.blocks) {
+      const auto held = entries_.find(firn::index(id));
+      if (held == entries_.end() || held->second.leases == 0) continue;  // the block was discarded meanwhile
+      --held->second.leases;
+      settle(id, held->second, /*was_held=*/true);
+      changed(id);
+    }
+    refund(found->second.charge);
+    deadlines_.erase({found->second.deadline_ns, found->first});
+    leases_.erase(found);
+    return true;
+  }
   std::vector<LeaseInfo> leases(std::uint64_t block_bytes) const;
   std::uint32_t lease_count() const { return static_cast<std::uint32_t>(leases_.size()); }
-  Status make_family(const std::vector<BlockId>& blocks);
+  // Blocks with the life of each, so that they may be named when some are gone.
+  struct Members {
+    std::vector<BlockId> blocks;
+    std::vector<std::uint32_t> generations;
+  };
+  Status make_family(Members members);
+  std::size_t family_count() const { return families_.size(); }
 
   std::uint8_t priority(BlockId id) const {
     const Entry* entry = find(id);
@@ -65,11 +88,11 @@ class Retention {
   const std::vector<BlockId>* family(BlockId id) const {
     const Entry* entry = find(id);
     if (!entry || entry->family == 0) return nullptr;
-    return &families_.at(entry->family).blocks;
+    return &families_.at(entry->family).members.blocks;
   }
   template <class Visit>
   void for_each_family(Visit visit) const {
-    for (const auto& [number, family] : families_) visit(family.blocks);
+    for (const auto& [number, family] : families_) visit(family.members.blocks);
   }
   // For dump(), unordered: what is pinned and until when; the blocks of each family by its number.
   std::vector<std::pair<BlockId, std::int64_t>> pins() const;
@@ -79,9 +102,20 @@ class Retention {
     return (!due_.empty() && due_.begin()->first <= now.ns) ||
            (!deadlines_.empty() && deadlines_.begin()->first <= now.ns);
   }
-  std::vector<BlockId> advance(Instant now);
-  // The block has lost its key. Its family ends; the others of it are returned.
-  std::vector<BlockId> forget(BlockId id);
+  template <class Changed>
+  void advance(Instant now, Changed changed) {
+    while (!deadlines_.empty() && deadlines_.begin()->first <= now.ns) {
+      release(LeaseId{deadlines_.begin()->second}, changed);
+      ++counters_.leases_expired;
+    }
+    while (!due_.empty() && due_.begin()->first <= now.ns) {
+      const BlockId id{due_.begin()->second};
+      end_due(id, now);
+      changed(id);
+    }
+  }
+  // The block has lost its key. Its family ends; those who were in it are returned.
+  Members forget(BlockId id);
   void clear();  // reset(): pins, priorities and families go, leases there are none
   std::uint64_t charged_bytes() const { return charged_bytes_; }
   const Counters& counters() const { return counters_; }
@@ -107,7 +141,7 @@ class Retention {
     Ledger::Charge charge;
   };
   struct Family {
-    std::vector<BlockId> blocks;
+    Members members;
     Ledger::Charge charge;
   };
   const Entry* find(BlockId id) const {
@@ -117,8 +151,10 @@ class Retention {
   }
   Result<Entry*> entry(BlockId id);
   void settle(BlockId id, Entry& entry, bool was_held);  // after a change; the entry may be gone afterwards
-  void end_family(std::uint64_t family);
-  Result<Ledger::Charge> charge(std::uint64_t bytes);
+  template <class Change>
+  void change(BlockId id, Entry& entry, Change change);  // throws without memory; then nothing has changed
+  void end_due(BlockId id, Instant now);
+  Members end_family(std::uint64_t family);
   void refund(const Ledger::Charge& charge) { charged_bytes_ -= charge.bytes(); }
 
   Ledger& ledger_;

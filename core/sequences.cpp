@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -73,7 +74,7 @@ Status ManagerImpl::reserve_tokens(Sequence& seq, std::uint64_t tokens) {
   return {};
 }
 
-Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
+Status ManagerImpl::check_sequences() const {
   if (sequences_.size() + deferred_.size() >= kMostHolders)
     return Status(Code::kNoSpace,
                   fmt::format("{} sequences are alive and {} wait for their fences, as many as can be counted",
@@ -81,17 +82,25 @@ Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
   if (sequences_.size() >= config_.max_sequences)
     return Status(Code::kNoSpace,
                   fmt::format("{} sequences are alive, as many as max_sequences allows", sequences_.size()));
+  return {};
+}
+
+Result<Sequence*> ManagerImpl::make_sequence(std::uint16_t name_space) {
+  FIRN_TRY(check_sequences());
   const SeqId id{next_seq_++};
   if (spare_.empty()) {
     auto fresh = std::make_unique<Sequence>();
     fresh->tables.resize(layout_.sets.size());
-    if (small_sequences_ < kSmallSequences) {
-      ++small_sequences_;
-      fresh->small = true;
-      make_room(*fresh, kSmallTokens);
-    }
+    const bool small = small_sequences_ < kSmallSequences;
+    if (small) make_room(*fresh, kSmallTokens);
+    fresh->small = small;
     sequences_.emplace(index(id), std::move(fresh));
+    small_sequences_ += small;
   } else {
+    // Rehashed here or not at all, so that the node is not lost on its way.
+    if (static_cast<float>(sequences_.size() + 1) >
+        static_cast<float>(sequences_.bucket_count()) * sequences_.max_load_factor())
+      sequences_.reserve(2 * (sequences_.size() + 1));
     Sequences::node_type node = std::move(spare_.back());
     spare_.pop_back();
     node.key() = index(id);
@@ -527,17 +536,14 @@ Result<std::shared_ptr<const HeldExtras>> ManagerImpl::hold_extras(const KeyExtr
 
 // A sequence with its names, its extras and room for its prompt.
 Result<Sequence*> ManagerImpl::make_begun(std::size_t tokens, const BeginOptions& options) {
-  FIRN_ASSIGN(const std::uint16_t name_space, namespaces_.intern(options.name_space, *ledger_, *pool_));
-  std::uint16_t shared_space = name_space;
-  if (options.shared_scope) {
-    FIRN_ASSIGN(shared_space, namespaces_.intern(*options.shared_scope, *ledger_, *pool_));
-  }
+  FIRN_TRY(check_sequences());
   FIRN_ASSIGN(std::shared_ptr<const HeldExtras> extras, hold_extras(options.extras));
-  FIRN_ASSIGN(Sequence * seq, make_sequence(name_space));
+  FIRN_ASSIGN(const Spaces spaces, intern(options));
+  FIRN_ASSIGN(Sequence * seq, make_sequence(spaces.own));
   seq->extras = std::move(extras);
-  namespaces_.add_sequence(shared_space);
-  seq->shared_space = shared_space;
-  if (const Status status = reserve_tokens(*seq, tokens); !status.ok()) {
+  namespaces_.add_sequence(spaces.shared);
+  seq->shared_space = spaces.shared;
+  if (const Status status = no_throw([&] { return reserve_tokens(*seq, tokens); }); !status.ok()) {
     drop_sequence(*seq);
     return status;
   }
@@ -962,15 +968,19 @@ Result<BlockId> ManagerImpl::make_block(const Sequence& seq, PageSetId page_set,
         "then again");
   if (slot == SlotId::kNone)
     return Status(Code::kNoSpace, "allocate: what could be evicted is kept by a family, a quota or a pin");
-  if (!make_record_room(name_space)) {
-    pool_->put_free_slot(slot, /*at_head=*/true);
-    return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
-  }
-  if (!slot_serials_.empty())
-    if (const Status status = clear_if_foreign(slot, name_space); !status.ok()) {
-      pool_->put_free_slot(slot, /*at_head=*/true);
-      return status.with_context("allocate: clearing a slot that was another namespace's");
+  struct Taken {  // goes back to the free ones, whatever fails
+    BlockPool& pool;
+    SlotId slot;
+    ~Taken() {
+      if (slot != SlotId::kNone) pool.put_free_slot(slot, /*at_head=*/true);
     }
+  } taken{*pool_, slot};
+  if (!make_record_room(name_space))
+    return Status(Code::kNoSpace, "allocate: every block record is in use; raise metadata.budget or host.budget");
+  if (!slot_serials_.empty())
+    if (const Status status = clear_if_foreign(slot, name_space); !status.ok())
+      return status.with_context("allocate: clearing a slot that was another namespace's");
+  taken.slot = SlotId::kNone;
   const BlockId id = pool_->make_record();
   pool_->set_namespace(id, name_space);
   Block& block = pool_->block(id);
@@ -1068,6 +1078,9 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
   std::vector<BlockId> copied;  // tails that were copied, by page set; held until nothing can fail any more
   const std::uint32_t had = seq->block_count(), tail = seq->committed_blocks();
   std::vector<BlockId*> filled;  // entries that were the null block
+  // From here on only what makes a block may fail, for want of memory too; and then nothing has changed.
+  orders.reserve(need.copies);
+  if (windowed_) filled.reserve(need.blocks);
   const auto undo = [&](const Status& status) {
     for (std::size_t s = seq->tables.size(); s-- > 0;)
       for (std::vector<BlockId>& blocks = seq->tables[s].blocks; blocks.size() > had;) {
@@ -1091,13 +1104,13 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
     const std::uint32_t tokens = layout_.sets[s].kind == GroupKind::kState
                                      ? kBlockTokens
                                      : static_cast<std::uint32_t>(seq->tokens.size()) % kBlockTokens;
-    const Result<BlockId> to = make_block(*seq, PageSetId{s}, tail);
+    const Result<BlockId> to = no_throw([&] { return make_block(*seq, PageSetId{s}, tail); });
     if (!to.ok()) return undo(to.status());
     add_ref(*to, is_hot(*seq, tail), seq->exact());
     // A copy is as exact as what it was copied from, and so is the block that it becomes a part of.
     pool_->block(*to).fidelity = pool_->block(from).fidelity;
     pool_->block(*to).coded = pool_->block(from).coded;
-    if (const Status status = copy_block(from, *to, tokens); !status.ok()) {
+    if (const Status status = no_throw([&] { return copy_block(from, *to, tokens); }); !status.ok()) {
       release(*to, is_hot(*seq, tail), seq->exact(), /*forget=*/true);
       return undo(status);
     }
@@ -1116,7 +1129,7 @@ Result<std::vector<CopyOrder>> ManagerImpl::allocate(SeqId id, std::uint32_t new
         if (!hole) table.blocks.push_back(BlockId::kNone);
         continue;
       }
-      const Result<BlockId> made = make_block(*seq, PageSetId{s}, i);
+      const Result<BlockId> made = no_throw([&] { return make_block(*seq, PageSetId{s}, i); });
       if (!made.ok()) return undo(made.status());
       add_ref(*made, /*hot=*/true, seq->exact());  // it is behind the committed tokens
       if (hole) {
@@ -1187,7 +1200,8 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   if (derived && total % kBlockTokens != 0)
     pool_->block(seq->tables[0].blocks[seq->committed_blocks()]).fidelity = Fidelity::kDerived;
   seq->last_key = key;
-  apply_retention(*seq, first, seq->committed_blocks()).ok();  // without memory for it they have none: counted
+  if (!seq->ranges.empty())  // without memory for it they have none: counted
+    no_throw([&] { return apply_retention(*seq, first, seq->committed_blocks()); }).ok();
   move_window(*seq);
   slide_out(*seq);
   queue_cold(*seq, /*ending=*/false);
@@ -1204,17 +1218,18 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   namespaces_.add_sequence(parent->shared_space);
   child->shared_space = parent->shared_space;
   child->shared_blocks = std::min(parent->shared_blocks, parent->committed_blocks());
-  Result<Ledger::Charge> charge = Ledger::Charge{};
-  if (!parent->ranges.empty())
-    charge = ledger_->charge(Account::kMetadata, parent->ranges.size() * sizeof(RetentionRange));
-  Status status = charge.status();
-  if (status.ok()) status = reserve_tokens(*child, parent->tokens.size());
+  const Status status = no_throw([&]() -> Status {
+    if (!parent->ranges.empty()) {
+      FIRN_ASSIGN(child->ranges_charge,
+                  ledger_->charge(Account::kMetadata, parent->ranges.size() * sizeof(RetentionRange)));
+    }
+    child->ranges = parent->ranges;
+    return reserve_tokens(*child, parent->tokens.size());
+  });
   if (!status.ok()) {
     drop_sequence(*child);
     return status;
   }
-  child->ranges = parent->ranges;
-  child->ranges_charge = std::move(charge).value();
   child->tokens.assign(parent->tokens.begin(), parent->tokens.end());
   child->prompt_tokens = static_cast<std::uint32_t>(parent->tokens.size());
   child->begun = clock_();
@@ -1272,14 +1287,15 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
   const bool attended = step_running(seq->step);
   if (attended) {
     FIRN_ASSIGN(held.charge, ledger_->charge(Account::kMetadata, sequence_bytes(seq->block_count() * kBlockTokens)));
+    make_deferred_room();
+    for (Table& table : held.tables) {
+      table.blocks.assign(seq->block_count(), BlockId::kNone);
+      table.first_held = n % kBlockTokens == 0 ? keep : keep - 1;
+    }
   }
   FIRN_TRY(reach_back(*seq, n));
   for (std::size_t s = seq->tables.size(); s-- > 0;) {
     std::vector<BlockId>& blocks = seq->tables[s].blocks;
-    if (attended) {
-      held.tables[s].blocks.assign(blocks.size(), BlockId::kNone);
-      held.tables[s].first_held = n % kBlockTokens == 0 ? keep : keep - 1;
-    }
     while (blocks.size() > keep) {
       const std::uint32_t last = static_cast<std::uint32_t>(blocks.size()) - 1;
       const BlockId dropped = blocks.back();
@@ -1336,7 +1352,10 @@ Key ManagerImpl::last_key(const Sequence& seq) const {
   for (const Table& table : seq.tables)
     if (table.blocks[count - 1] != BlockId::kNone && pool_->block(table.blocks[count - 1]).full())
       return pool_->block(table.blocks[count - 1]).key;
-  return sequence_keys(seq, count).back();
+  Key key{};  // one after the other: this is no place to run out of memory
+  for (std::uint32_t i = 0; i < count; ++i)
+    key = block_key(seq, i, key, std::span(seq.tokens).subspan(std::size_t{i} * kBlockTokens, kBlockTokens));
+  return key;
 }
 
 // Before a rewind to n tokens: windows reach further back than they do now, so blocks that slid out are taken back,
@@ -1400,6 +1419,7 @@ Status ManagerImpl::free(SeqId id, const Fence& fence) {
   if (!seq) return get_sequence(id, "free").status();
   const Result<bool> passed = ask_fence(fence);
   if (!passed.ok()) return passed.status().with_context("free");
+  if (!*passed || step_running(seq->step)) make_deferred_room();
   record_request(*seq);
   take_reserved(*seq, seq->reserved);
   hold_for_replay(*seq);

@@ -12,7 +12,12 @@ namespace firn {
 void ManagerImpl::note_slot_left(SlotId slot) {
   if (!bytes_ || transfer_.host || slot == SlotId::kNone) return;  // nobody but the device writes slots
   const Fence fence = device_->timeline().last();
-  if (!device_->timeline().passed(fence)) busy_slots_.insert_or_assign(firn::index(slot), fence);
+  if (device_->timeline().passed(fence)) return;
+  try {
+    busy_slots_.insert_or_assign(firn::index(slot), fence);
+  } catch (const std::bad_alloc&) {  // it cannot be remembered, so it is waited for here
+    device_->timeline().wait(fence).ok();
+  }
 }
 
 bool ManagerImpl::slot_busy(SlotId slot) {

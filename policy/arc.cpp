@@ -54,7 +54,7 @@ class ArcRanking final : public Ranking {
     adapt(name);
     if (returning_.size() > capacity_) returning_.clear();  // announced, and never came
     if (forget(name)) {
-      returning_.insert(name);
+      announce(returning_, name);
     } else if (returning_.count(name) == 0) {
       make_ghost_room();
     }

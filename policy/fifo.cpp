@@ -9,6 +9,7 @@
 //                  at most 4/5 of the candidates and gives its oldest back to probation's young end. Probation goes
 //                  first.
 #include <algorithm>
+#include <new>
 
 #include "policy/id_lists.h"
 #include "policy/ranking.h"
@@ -57,9 +58,13 @@ class TailFirstRanking final : public Ranking {
   void place(std::uint32_t id) {
     if (positions_[id] <= position_) end_pass();
     lists_.push_back(0, id);
-    passes_[id] = pass_number_;
-    places_[id] = static_cast<std::uint32_t>(pass_.size());
-    pass_.push_back(id);
+    try {
+      pass_.push_back(id);
+      passes_[id] = pass_number_;
+      places_[id] = static_cast<std::uint32_t>(pass_.size() - 1);
+    } catch (const std::bad_alloc&) {  // it stays where it is when the pass ends
+      passes_[id] = 0;
+    }
     position_ = positions_[id];
   }
   // What is left of the pass moves to the young end, its tail first.

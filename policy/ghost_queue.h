@@ -4,9 +4,19 @@
 
 #include <cstdint>
 #include <deque>
+#include <new>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace firn {
+
+// A name that is going to come; without memory it comes as a stranger.
+inline void announce(std::unordered_set<std::uint64_t>& returning, std::uint64_t name) {
+  try {
+    returning.insert(name);
+  } catch (const std::bad_alloc&) {
+  }
+}
 
 class GhostQueue {
  public:
@@ -15,11 +25,16 @@ class GhostQueue {
   bool contains(std::uint64_t name) const { return stamps_.count(name) != 0; }
   void push(std::uint64_t name) {
     if (capacity_ == 0) return;
-    stamps_[name] = ++clock_;
-    order_.push_back({name, clock_});
-    while (stamps_.size() > capacity_) pop();
-    // A name that was taken out in the middle leaves its place behind; these never outnumber the names by much.
-    if (order_.size() > 2 * capacity_ + 16) compact();
+    try {
+      order_.push_back({name, ++clock_});
+      stamps_[name] = clock_;
+      while (stamps_.size() > capacity_) pop();
+      // A name that was taken out in the middle leaves its place behind; these never outnumber the names by much.
+      if (order_.size() > 2 * capacity_ + 16) compact();
+    } catch (const std::bad_alloc&) {  // without memory there are no memories
+      stamps_.clear();
+      order_.clear();
+    }
   }
   bool take(std::uint64_t name) { return stamps_.erase(name) != 0; }
   void pop() {  // the oldest

@@ -3,10 +3,22 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
 namespace firn {
+
+// For whoever takes ids out for a moment: without memory to remember one by, it stays, and he looks no further.
+template <class Id, class Key>
+bool remember(std::vector<std::pair<Id, Key>>& taken, Id id, const Key& key) {
+  try {
+    taken.emplace_back(id, key);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
 
 template <class Key>
 class IndexedHeap {

@@ -18,7 +18,7 @@ class OptimalRanking final : public Ranking {
       const std::uint32_t id = heap_.top();
       picker.offer(id);
       if (!picker.wants_more()) break;
-      taken.emplace_back(id, heap_.key(id));
+      if (!remember(taken, id, heap_.key(id))) break;
       heap_.erase(id);
     }
     for (const auto& [id, rank] : taken) heap_.set(id, rank);

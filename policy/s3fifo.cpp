@@ -50,7 +50,7 @@ class S3FifoRanking final : public Ranking {
   void coming(std::uint64_t name) override {
     // Now, not at insertion: the victim's name may push it out. Several may be announced before the first comes.
     if (returning_.size() > main_share_) returning_.clear();  // announced, and never came
-    if (ghosts_.take(name)) returning_.insert(name);
+    if (ghosts_.take(name)) announce(returning_, name);
   }
   void pick(Picker& picker) override {
     fill_main_ = false;

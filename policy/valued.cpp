@@ -30,7 +30,7 @@ void pick_smallest(Heap& heap, Picker& picker) {
     const std::uint32_t id = heap.top();
     picker.offer(id);
     if (!picker.wants_more()) break;
-    taken.emplace_back(id, heap.key(id));
+    if (!remember(taken, id, heap.key(id))) break;
     heap.erase(id);
   }
   for (const auto& [id, value] : taken) heap.set(id, value);

@@ -1,10 +1,12 @@
 #include "core/config/machine.h"
 
+#include <dirent.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <memory>
 #include <sstream>
 
 #include "firn/config.h"
@@ -184,17 +186,27 @@ void read_limits(const std::string& root, Machine& machine) {
   machine.allowed_nodes = find_text(read_text(root + "/proc/self/status"), "Mems_allowed_list");
 }
 
+// Numbers may have gaps, and there may be a thousand of them: only those in the folder are asked for.
 void read_nodes(const std::string& root, Machine& machine) {
   constexpr std::uint64_t kKib = 1024;
-  for (std::size_t node = 0; node < kMaxNodes; ++node) {
-    const std::string folder = root + "/sys/devices/system/node/node" + std::to_string(node);
+  const std::string nodes = root + "/sys/devices/system/node";
+  // Not std::filesystem, whose iterators end the process when memory runs out.
+  const std::unique_ptr<DIR, int (*)(DIR*)> listing(::opendir(nodes.c_str()), ::closedir);
+  while (const dirent* const entry = listing ? ::readdir(listing.get()) : nullptr) {
+    const std::string name = entry->d_name, folder = nodes + "/" + name;
+    std::size_t node = 0;
+    const auto [rest, error] =
+        std::from_chars(name.data() + std::min<std::size_t>(4, name.size()), name.data() + name.size(), node);
+    if (!name.starts_with("node") || error != std::errc() || rest != name.data() + name.size() || node >= kMaxNodes)
+      continue;
     const std::string meminfo = read_text(folder + "/meminfo");
-    if (meminfo.empty()) continue;  // numbers may have gaps
+    if (meminfo.empty()) continue;
     machine.nodes.push_back({.node = static_cast<int>(node),
                              .total_bytes = find_number(meminfo, "MemTotal").value_or(0) * kKib,
                              .free_bytes = find_number(meminfo, "MemFree").value_or(0) * kKib,
                              .cpus = first_line(folder + "/cpulist")});
   }
+  std::sort(machine.nodes.begin(), machine.nodes.end(), [](const auto& a, const auto& b) { return a.node < b.node; });
 }
 
 }  // namespace

@@ -228,6 +228,51 @@ TEST(IdleServer, PinnedBytesOfAHybridAreThoseOfItsPages) {
   EXPECT_EQ(pinned->pinned_bytes, 2u * 3 * manager->layout().page_bytes);  // two keys, three page sets
 }
 
+// --- names ---
+
+// A salt a request, as a server has it that lets nobody see whether somebody else asked the same.
+TEST(Names, ThoseThatNobodyNeedsMakeRoomForNewOnes) {
+  Config config = bookkeeping(70'001);
+  const auto manager = make_manager(config);
+  const Tokens tokens = distinct(16, 1);
+  const SeqId alive = prompt(*manager, tokens, {.name_space = "alive"});
+  ASSERT_OK(manager->set_quota("quota", {.device_floor = small_model().block_bytes()}));
+  for (std::uint32_t i = 0; i < 66'000; ++i) {
+    const std::string salt = "salt " + std::to_string(i);
+    const auto begun = manager->begin(tokens, {.name_space = salt});
+    ASSERT_TRUE(begun.ok()) << i << ": " << begun.status().message();
+    ASSERT_OK(manager->allocate(begun->seq, 16).status());
+    ASSERT_OK(manager->commit(begun->seq, tokens));
+    ASSERT_OK(manager->free(begun->seq));
+  }
+  // The last ones are still there, the first are not, and who is alive or has a quota has stayed.
+  const Tokens asked = joined(tokens, {7});
+  EXPECT_EQ(manager->match_prefix(asked, "salt 65999").tokens, 16u);
+  EXPECT_EQ(manager->match_prefix(asked, "salt 0").tokens, 0u);
+  EXPECT_EQ(manager->match_prefix(asked, "alive").tokens, 16u);
+  EXPECT_EQ(manager->usage("quota").quota.device_floor, small_model().block_bytes());
+  EXPECT_OK(manager->free(alive));
+  EXPECT_EQ(broken(*manager), "");
+}
+
+TEST(Names, TheScopeOfTheSameCallStays) {
+  Config config = bookkeeping(4'001);
+  config.metadata_budget_bytes = 0;
+  const auto probe = make_manager(config);
+  config.metadata_budget_bytes = probe->ledger().spent(Budget::kMetadata) + (64u << 10);  // some tens of names
+  const auto manager = make_manager(config);
+  const Tokens tokens = distinct(16, 1);
+  for (std::uint32_t i = 0; i < 1000; ++i) {
+    const std::string own = "own " + std::to_string(i), shared = "shared " + std::to_string(i);
+    const auto begun = manager->begin(tokens, {.name_space = own, .shared_scope = shared, .share = true});
+    ASSERT_TRUE(begun.ok()) << i << ": " << begun.status().message();
+    ASSERT_OK(manager->allocate(begun->seq, 16).status());
+    ASSERT_OK(manager->commit(begun->seq, tokens));
+    ASSERT_OK(manager->free(begun->seq));
+  }
+  EXPECT_EQ(broken(*manager), "");
+}
+
 // --- numbers of a caller ---
 
 TEST(Limits, AreCheckedBeforeAnybodyCounts) {
