@@ -244,7 +244,7 @@ void ManagerImpl::drop_kin() {
 // --- quotas ---
 
 std::uint32_t ManagerImpl::ceiling_slots(std::uint16_t name_space) const {
-  if (!namespaces_.any_quota() || name_space == kAnyNamespace) return ~0u;
+  if (!namespaces_.any_quota() || name_space == kAnyNamespace || name_space == kNewNamespace) return ~0u;
   const std::uint64_t ceiling = namespaces_[name_space].quota.device_ceiling;
   return ceiling == 0 ? ~0u : static_cast<std::uint32_t>(std::min<std::uint64_t>(ceiling / layout_.page_bytes, ~0u));
 }
@@ -258,30 +258,34 @@ ManagerImpl::Reach ManagerImpl::reach(std::uint16_t name_space, bool while_readi
   };
   if (!namespaces_.any_quota() || name_space == kAnyNamespace)
     return {.slots = free + may_go(slot_policy_->candidates(), all_kept_back_)};
-  std::vector<std::uint32_t> floored(namespaces_.end());  // of families that stay for somebody's floor
-  if (retention_->any_family())
+  std::uint64_t floored = 0;              // of families that stay for somebody's floor
+  std::vector<std::uint32_t> floored_of;  // by namespace; empty: none
+  if (retention_->any_family()) {
+    floored_of.resize(namespaces_.end());
     retention_->for_each_family([&](const std::vector<BlockId>& family) {
       if (!family_has_floor(family[0], name_space, /*host=*/false)) return;
       for (const BlockId member : family) {
         const Block& block = pool_->block(member);
-        floored[block.name_space] += block.candidate && !block.kept_by_family;
+        const bool counts = block.candidate && !block.kept_by_family;
+        floored_of[block.name_space] += counts;
+        floored += counts;
       }
     });
-  Reach found{.slots = free};
-  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
-    const std::uint16_t owner = static_cast<std::uint16_t>(i);
-    if (!namespaces_.in_use(owner)) continue;
+  }
+  const auto goes = [&](std::uint16_t owner) {
+    return may_go(slot_policy_->candidates(owner), kept_back_[owner]) - (floored_of.empty() ? 0 : floored_of[owner]);
+  };
+  Reach found{.slots = free + may_go(slot_policy_->candidates(), all_kept_back_) - floored};
+  for (const std::uint16_t owner : namespaces_.with_quota()) {  // what their floors keep of it
+    if (owner == name_space) continue;
     const std::uint64_t has = pool_->tally(owner).slots, block_bytes = layout_.page_bytes;
-    const std::uint64_t goes =
-        may_go(slot_policy_->candidates(owner), i < kept_back_.size() ? kept_back_[i] : KeptBack{}) - floored[i];
-    if (owner != name_space) {
-      const std::uint64_t kept = (namespaces_[owner].quota.device_floor + block_bytes - 1) / block_bytes;
-      found.slots += std::min(goes, has > kept ? has - kept : 0);
-      continue;
-    }
-    found.slots += goes;
-    if (const std::uint64_t ceiling = ceiling_slots(owner); ceiling != ~0u)
-      found.below_ceiling = ceiling + goes > has ? ceiling + goes - has : 0;
+    const std::uint64_t kept = (namespaces_[owner].quota.device_floor + block_bytes - 1) / block_bytes;
+    const std::uint64_t going = goes(owner);
+    found.slots -= going - std::min(going, has > kept ? has - kept : 0);
+  }
+  if (const std::uint64_t ceiling = ceiling_slots(name_space); ceiling != ~0u) {
+    const std::uint64_t has = pool_->tally(name_space).slots, going = goes(name_space);
+    found.below_ceiling = ceiling + going > has ? ceiling + going - has : 0;
   }
   return found;
 }
@@ -325,9 +329,8 @@ Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota&
                                                       quota.device_ceiling, layout_.page_bytes));
   std::uint64_t device = quota.device_floor, host = quota.host_floor;
   const std::optional<std::uint16_t> known = namespaces_.find(name_space);
-  for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
-    const std::uint16_t other = static_cast<std::uint16_t>(i);
-    if (!namespaces_.in_use(other) || other == known) continue;
+  for (const std::uint16_t other : namespaces_.with_quota()) {
+    if (other == known) continue;
     device += namespaces_[other].quota.device_floor;
     host += namespaces_[other].quota.host_floor;
   }

@@ -77,7 +77,8 @@ void Namespaces::set_quota(std::uint16_t id, const NamespaceQuota& quota) {
   Namespace& space = *all_[id];
   const bool has =
       quota.device_floor != 0 || quota.device_ceiling != 0 || quota.host_floor != 0 || quota.host_ceiling != 0;
-  if (has != space.has_quota) quota_count_ += has ? 1 : -1u;
+  if (has && !space.has_quota) quotas_.push_back(id);
+  if (!has) std::erase(quotas_, id);
   space.quota = quota;
   space.has_quota = has;
   if (!has) note_idle(id);

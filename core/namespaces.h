@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -73,7 +74,8 @@ class Namespaces {
   // By number, 1: one of so many that no sequence and no quota needs, for the longest time. Empty: there is none.
   std::vector<std::uint8_t> idle_longest(std::size_t most) const;
   void set_quota(std::uint16_t id, const NamespaceQuota& quota);
-  bool any_quota() const { return quota_count_ != 0; }
+  bool any_quota() const { return !quotas_.empty(); }
+  std::span<const std::uint16_t> with_quota() const { return quotas_; }
   std::uint64_t tag(std::string_view name) const;
 
  private:
@@ -96,12 +98,13 @@ class Namespaces {
   std::uint64_t clock_ = 0;
   std::vector<std::unique_ptr<Namespace>> all_;  // by number; null: free
   std::vector<std::uint16_t> free_, idle_;       // idle: lost their last sequence
+  std::vector<std::uint16_t> quotas_;            // those that have one
   struct Hash {
     using is_transparent = void;
     std::size_t operator()(std::string_view name) const { return std::hash<std::string_view>{}(name); }
   };
   std::unordered_map<std::string, std::uint16_t, Hash, std::equal_to<>> by_name_;
-  std::uint32_t next_serial_ = 1, quota_count_ = 0;
+  std::uint32_t next_serial_ = 1;
 };
 
 }  // namespace firn
