@@ -9,6 +9,8 @@
 #include <new>
 
 #include "core/base/check.h"
+#include "core/base/no_throw.h"
+#include "core/cold/guarded_cold_cache.h"
 #include "core/cold/jobs.h"
 #include "core/cold/names.h"
 #include "storage/codec/state_frame.h"
@@ -447,11 +449,10 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
 
 Result<std::unique_ptr<ColdCache>> ColdCache::create(const ColdCacheOptions& options,
                                                      const ColdEnvironment& environment) {
-  try {
-    return cold::make(options, environment);
-  } catch (const std::bad_alloc&) {
-    return Status(Code::kNoSpace, "cold cache: the machine has no memory for its tables");
-  }
+  return no_throw([&]() -> Result<std::unique_ptr<ColdCache>> {
+    FIRN_ASSIGN(std::unique_ptr<ColdCache> cache, cold::make(options, environment));
+    return std::unique_ptr<ColdCache>(std::make_unique<cold::GuardedColdCache>(std::move(cache)));
+  });
 }
 
 }  // namespace firn

@@ -6,12 +6,6 @@
 #include "firn/cold_cache.h"
 
 namespace firn {
-namespace {
-
-constexpr std::array<std::string_view, static_cast<std::size_t>(TierId::kCount)> kTiers = {"device", "host", "disk",
-                                                                                           "remote"};
-
-}  // namespace
 
 std::string_view to_string(ColdWrite write) {
   switch (write) {
@@ -61,7 +55,8 @@ std::vector<StatFigure> figures(const ColdStats& stats) {
     all.push_back({std::move(name), static_cast<double>(value)});
   };
   const auto by_tier = [&](std::string_view name, const auto& values) {
-    for (std::size_t i = 0; i < values.size(); ++i) add(fmt::format("{}.{}", name, kTiers[i]), values[i]);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      add(fmt::format("{}.{}", name, to_string(static_cast<TierId>(i))), values[i]);
   };
   add("budget_bytes", stats.budget_bytes);
   add("spent_bytes", stats.spent_bytes);

@@ -19,19 +19,6 @@ constexpr int kPutTries = 8;  // victims in a full tier below, before a frame go
 // go without a copy, so that a slow tier costs hits and never stands in the way.
 constexpr std::uint64_t kDemotingPart = 4;
 
-std::string name_of(TierId tier) {
-  switch (tier) {
-    case TierId::kDevice:
-      return "device";
-    case TierId::kHost:
-      return "host";
-    case TierId::kDisk:
-      return "disk";
-    default:
-      return "remote";
-  }
-}
-
 }  // namespace
 
 FrameStore::FrameStore(std::unique_ptr<HostTier> host, FrameTable table, TierStack stack, std::vector<Lower> lower,
@@ -320,7 +307,7 @@ Status FrameStore::fetch(const Reading& reading) {
 void FrameStore::fetch_ended(const Reading& reading, Level level, std::shared_ptr<MemoryTier::Reservation> room,
                              const Done& done) {
   Status status = done.status;
-  const std::string tier = name_of(stack_.tier(level));
+  const std::string_view tier = to_string(stack_.tier(level));
   if (status.ok() && !done.found)
     status = Status(Code::kCorrupt, fmt::format("the {} tier has lost the frame", tier));
   else if (status.ok() && done.bytes != reading.bytes)

@@ -9,9 +9,10 @@
 // Work is asynchronous: store, load and their like return a ticket at once, poll() or wait() tells how it ended, name
 // by name, and event_fd() becomes readable when something has. Until its ticket has ended, what you passed by pointer
 // (keys, views, bytes, and the memory that views point at) must stay where it is.
-// Threads:  any thread may call. Calls that only look take a short lock, which is never held over a codec or a tier.
+// Threads:  any thread may call. Calls that only look take a short lock, which is never held over a codec or a tier. In
+//           the child of a fork() every call of a cache made before it answers kUnavailable, or nothing.
 // Memory:   create() charges and allocates everything that grows with blocks or work; what a call allocates later
-//           (messages, the answers of a ticket) is bounded by queue_blocks and charged for in advance.
+//           (messages, the answers of a ticket) is bounded by queue_blocks and charged for in advance. No call throws.
 // Lifetime: outlives nothing: the destructor cancels what is queued and waits for what runs.
 #pragma once
 
@@ -39,10 +40,6 @@
 #include "firn/tier.h"
 
 namespace firn {
-
-// A place for bytes, nearest first. What is counted, refused or missed by place is indexed by it.
-enum class TierId : std::uint8_t { kDevice = 0, kHost = 1, kDisk = 2, kRemote = 3, kCount = 4 };
-constexpr std::uint8_t index(TierId id) { return static_cast<std::uint8_t>(id); }
 
 // --- what it stands on ---
 

@@ -12,6 +12,8 @@ A step of an engine::
 
 Failures are exceptions: InvalidArgument (a ValueError), NoSpace, Unavailable, Corrupt, IoError; all are Error. Any thread
 may call; every call lets go of the interpreter's lock while it works.
+
+An engine that owns its KV memory takes the cold side alone: ColdCache.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import operator
 import os
 import weakref
-from typing import Any, Callable, FrozenSet, Iterable, Iterator, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from . import _firn
 from ._firn import (  # noqa: F401
@@ -32,6 +34,9 @@ from ._firn import (  # noqa: F401
     Begun,
     BlockVerdict,
     BlockView,
+    ColdDone,
+    ColdFound,
+    ColdResult,
     Corrupt,
     CopyOrder,
     Error,
@@ -95,13 +100,13 @@ def _flat(settings: Mapping[str, Any], section: str = "") -> Iterator[Tuple[str,
             yield name, f"{number}B" if name in _sizes() else str(number)
 
 
-_open: "weakref.WeakSet[Manager]" = weakref.WeakSet()
+_open: "weakref.WeakSet[Union[Manager, ColdCache]]" = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for manager in list(_open):
-        manager.close()
+    for one in list(_open):
+        one.close()
 
 
 class Manager(_firn.Manager):
@@ -147,6 +152,90 @@ class Manager(_firn.Manager):
     @property
     def pool(self) -> "BlockPool":
         return BlockPool(self)
+
+
+class ColdLookup(List[ColdFound]):
+    """What ColdCache.lookup() found: one answer a key, in their order."""
+
+    ticket: int = 0
+    """Not 0: some answers are pending; this ticket ends when all are decided, with results for all of the keys."""
+
+    @property
+    def hits(self) -> int:
+        """How many of them are hits."""
+        return sum(found.hit for found in self)
+
+    @property
+    def prefix(self) -> int:
+        """How many of the first are hits without a gap."""
+        return next((i for i, found in enumerate(self) if not found.hit), len(self))
+
+
+class ColdCache(_firn.ColdCache):
+    """The cold side alone, for engines that own their KV memory (docs/cold_cache.md; include/firn/cold_cache.h).
+
+    You name blocks and say in which arrays they are; the cache encodes them into frames, keeps the frames within one
+    budget, and brings the bytes back wherever you want them, or says why it cannot. store(), load() and their like return
+    a ticket at once; wait() or poll() tells how it ended, name by name, and fileno() becomes readable when one has::
+
+        with ColdCache(model, 1 << 30) as cache:
+            keys = cache.keys(names, "tenant")                    # or firn's keys: KeyChain
+            cache.wait(cache.store(keys, kv))                     # kv: [layers][2][blocks][16][kv_heads][head_dim]
+            if cache.lookup(keys).prefix == len(keys):
+                done = cache.wait(cache.load(keys, kv))
+
+    model: geometry (groups) and identity; caches of different models never serve each other.
+    budget_bytes: of host memory, everything: frames, tables, queues, scratch. Hard.
+    codec: raw or lossless (both exact), or, if you accept that the bytes change, q8, q4, q8/q4, kvtc@RATE with
+        artefact: the file that `firn calibrate` wrote (allow_unmeasured: one without a measured report).
+    names: "independent", or "chained" for keys of a KeyChain.
+    eviction: a policy (docs/policies.md). admit_second_use: what is offered for the first time is only remembered.
+    placement, huge_pages: of the host tier's memory. max_blocks: names at once; 0: from the budget.
+    queue_blocks, queue_tickets: names, and tickets, that nobody has collected; beyond them calls raise Unavailable.
+    workers: threads of its own; False: pump() and wait() do the work in the caller's thread.
+    threads: that codecs share; 1: none beside the cache's own; 0: one a processor.
+    clock: nanoseconds, for deadlines and policies; read once in each call, by the caller's thread.
+
+    Until a ticket has been collected, the cache holds the arrays that it reads or writes; leave their bytes alone until
+    then. Any thread may call. close(), the end of a `with` block and the end of the interpreter cancel what is queued and
+    wait for what runs; every later call raises InvalidArgument. In the child of a fork() every call raises Unavailable.
+    """
+
+    def __init__(self, model: Model, budget_bytes: int, **options: Any) -> None:
+        super().__init__(model, budget_bytes, **options)
+        _open.add(self)
+
+    def lookup(
+        self,
+        keys: Iterable[Union[bytes, str]],
+        kind: str = "block",
+        *,
+        least: str = "derived",
+        name_space: Optional[Union[str, bytes]] = None,
+        group: int = 0,
+        first_position: int = 0,
+        deadline_ns: int = 0,
+    ) -> ColdLookup:
+        """One answer a key, at once. kind: "block" or "state". least: what is less exact is a miss ("exact", "lossy",
+        "derived"). name_space: not None: `keys` are your own names under it. deadline_ns: of pending answers."""
+        found, ticket = self._lookup(keys, kind, least, name_space, group, first_position, deadline_ns)
+        answers = ColdLookup(found)
+        answers.ticket = ticket
+        return answers
+
+    def __enter__(self) -> "ColdCache":
+        if self.closed:
+            raise InvalidArgument("this cache is closed")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<firn_kv.ColdCache, closed>"
+        stats = self.stats()
+        return f"<firn_kv.ColdCache, {stats['blocks']} blocks, {stats['states']} states, {stats['tickets']} tickets>"
 
 
 def tokens_on_all_ranks(matches: Iterable[PrefixMatch]) -> int:

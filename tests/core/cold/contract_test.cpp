@@ -1,5 +1,7 @@
 // What ColdCache promises one caller: the verbs, their answers and their refusals.
 #include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "firn/policy.h"
 #include "tests/core/cold/cold_engine.h"
@@ -506,6 +508,32 @@ TEST(ColdCache, CreateWithoutMemoryIsNoSpaceAndLeavesNothingCharged) {
   ColdCacheOptions tiny = options;
   tiny.budget_bytes = 100'000;
   EXPECT_EQ(ColdCache::create(tiny).status().code(), Code::kNoSpace);
+}
+
+TEST(ColdCache, AChildOfForkIsToldSoAndEnds) {
+  const ColdCacheOptions options = small(8 << 20, /*workers=*/true);
+  auto cache = make_cold(options);
+  ColdEngine engine(options.model.groups[0], 8);
+  const Blocks run = make_run(engine, 0, 8, 0);
+  const Result<Ticket> ticket = cache->store(run.run);
+  ASSERT_TRUE(ticket.ok());
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    std::vector<ColdFound> found(8);
+    int told = cache->store(run.run).status().code() == Code::kUnavailable;
+    told += cache->lookup({.keys = run.keys}, found).status().code() == Code::kUnavailable;
+    told += cache->wait(*ticket).status().code() == Code::kUnavailable;
+    told += cache->wait_idle().code() == Code::kUnavailable;
+    told += cache->verify().code() == Code::kUnavailable;
+    told += cache->poll().empty() && cache->pin(run.keys) == 0 && !cache->pump() && cache->event_fd() == -1;
+    cache.reset();
+    _exit(told);
+  }
+  int state = 0;
+  ASSERT_EQ(waitpid(child, &state, 0), child);
+  EXPECT_TRUE(WIFEXITED(state) && WEXITSTATUS(state) == 6) << state;
+  EXPECT_EQ(ended(*cache, ticket).found, 8u);
 }
 
 }  // namespace
