@@ -28,6 +28,59 @@ Percentiles percentiles(std::vector<float> values) {
           static_cast<double>(values.back())};
 }
 
+Sample merged(const Sample& first, const Sample& second) {
+  Sample both = second;
+  both.host_up_bytes += first.host_up_bytes;
+  both.host_down_bytes += first.host_down_bytes;
+  both.disk_up_bytes += first.disk_up_bytes;
+  both.disk_down_bytes += first.disk_down_bytes;
+  both.input_tokens += first.input_tokens;
+  both.hit_tokens += first.hit_tokens;
+  both.first_tokens += first.first_tokens;
+  both.ttft_sum_s += first.ttft_sum_s;
+  both.length_s += first.length_s;
+  both.busy_s += first.busy_s;
+  both.memory_s += first.memory_s;
+  both.places_s += first.places_s;
+  both.link_s += first.link_s;
+  return both;
+}
+
+std::uint64_t largest_pool(const DeviceSpec& device, const ModelShape& model) {
+  const double left = 0.9 * static_cast<double>(device.memory_bytes) - model.weight_bytes;
+  return left >= 1 ? static_cast<std::uint64_t>(left) : 0;
+}
+
+Status check_fits(const EngineOptions& o) {
+  if (o.device.memory_bytes == 0) return {};
+  constexpr double kGib = 1024.0 * 1024 * 1024, kUsable = 0.95;  // the rest is the driver's, and what a step needs
+  const double usable = kUsable * static_cast<double>(o.device.memory_bytes);
+  const double host = o.device.shared_memory ? static_cast<double>(o.host_bytes) : 0;
+  const double taken = o.model.weight_bytes + static_cast<double>(o.pool_bytes) + host;
+  if (taken <= usable) return {};
+  if (o.model.weight_bytes > usable)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("{} does not fit: its weights take {:.1f} GiB, and {} has {:.1f} GiB for use; take more devices "
+                    "(--devices), or a smaller --model",
+                    o.model.name, o.model.weight_bytes / kGib, o.device.name, usable / kGib));
+  return Status(
+      Code::kInvalidArgument,
+      fmt::format("a pool of {:.1f} GiB{} does not fit: {} has {:.1f} GiB for use, of which the weights of {} take "
+                  "{:.1f} GiB; that leaves {:.1f} GiB (--pool-budget, --devices)",
+                  static_cast<double>(o.pool_bytes) / kGib,
+                  host > 0 ? fmt::format(" and a host tier of {:.1f} GiB in the same memory", host / kGib) : "",
+                  o.device.name, usable / kGib, o.model.name, o.model.weight_bytes / kGib,
+                  (usable - o.model.weight_bytes) / kGib));
+}
+
+Result<EngineOptions> spread(const EngineOptions& one, std::uint32_t count) {
+  EngineOptions all = one;
+  FIRN_ASSIGN(all.model, spread(one.model, count));
+  all.device = spread(one.device, count);
+  return all;
+}
+
 namespace {
 
 constexpr std::int64_t kSecond = 1'000'000'000;
@@ -178,10 +231,14 @@ class Engine {
   std::uint32_t seen_count_ = 0;
   std::uint64_t fresh_ = 0;  // blocks so far that the trace gives no name
   std::vector<float> ttft_, tpot_, queue_, ages_;
+  double ttft_sum_ = 0;
+  std::uint64_t late_ttft_ = 0, late_tpot_ = 0, admitted_tokens_ = 0;
+  Sample sampled_;  // what has been counted up to the last one
   EngineResult r_;
 };
 
 Status Engine::set_up() {
+  FIRN_TRY(check_fits(o_));
   FIRN_TRY(pull());  // the block size is known once a request has been read
   r_.block_tokens = std::max(1u, reader_.block_tokens());
   r_.block_bytes = r_.block_tokens * o_.model.token_bytes();
@@ -234,7 +291,11 @@ Status Engine::pull() {
   for (std::uint64_t& name : request.blocks) name = cache_name(name);
   request.input_tokens = std::max(1u, request.input_tokens);
   request.output_tokens = std::max(1u, request.output_tokens);
-  seq.arrival_ns = static_cast<std::int64_t>(static_cast<double>(request.time_ns) / o_.time_scale);
+  constexpr double kMostNs = 8e18;
+  const double arrival = static_cast<double>(request.time_ns) / o_.time_scale;
+  if (!(arrival < kMostNs))
+    return Status(Code::kInvalidArgument, "simulate: at this time scale the trace takes more than 250 years");
+  seq.arrival_ns = static_cast<std::int64_t>(arrival);
   seq.prompt = request.input_tokens;
   coming_ = std::move(seq);
   return {};
@@ -276,8 +337,7 @@ std::size_t Engine::find_prefix(const Sequence& seq, std::array<std::size_t, 3>&
 
 double Engine::prefill_seconds(std::uint64_t tokens, std::uint64_t context) const {
   const double n = static_cast<double>(tokens), c = static_cast<double>(context);
-  const double linear = 2 * o_.model.parameters * n;
-  const double attention = 4.0 * o_.model.layers * o_.model.heads * o_.model.head_dim * n * (c + n / 2);
+  const double linear = 2 * o_.model.active_parameters * n, attention = o_.model.pair_flops() * n * (c + n / 2);
   return (linear + attention) / (o_.device.flops * o_.device.prefill_efficiency);
 }
 
@@ -340,6 +400,7 @@ bool Engine::admit(Sequence& seq) {
 
   if (seq.admitted_ns < 0) {
     count_first_lookup(seq, run, from, cheaper);
+    admitted_tokens_ += seq.request.input_tokens;
     queue_.push_back(static_cast<float>(to_s(now_ - seq.arrival_ns)));
     seq.admitted_ns = now_;
   }
@@ -525,7 +586,8 @@ void Engine::step() {
     ++decoding;
     context += seq.request.input_tokens + seq.generated;
   }
-  std::uint64_t budget = o_.max_step_tokens > decoding ? o_.max_step_tokens - decoding : 0, chunk_tokens = 0;
+  std::uint64_t budget = o_.max_step_tokens > decoding ? o_.max_step_tokens - decoding : 0, chunk_tokens = 0,
+                prompts_end = 0;
   double prefill = 0;
   std::int64_t next_ready = -1;
   std::vector<std::pair<std::size_t, std::uint64_t>> chunks;
@@ -538,6 +600,7 @@ void Engine::step() {
     }
     const std::uint64_t tokens = std::min(budget, seq.prompt - seq.done);
     prefill += prefill_seconds(tokens, seq.done);
+    prompts_end += tokens == seq.prompt - seq.done;
     chunks.emplace_back(i, tokens);
     budget -= tokens;
     chunk_tokens += tokens;
@@ -548,15 +611,20 @@ void Engine::step() {
     if (next > now_) now_ = next;
     return;
   }
-  const double matrix = prefill + 2 * o_.model.parameters * static_cast<double>(decoding) /
-                                      (o_.device.flops * o_.device.prefill_efficiency);
-  const double memory = (o_.model.weight_bytes + static_cast<double>(context * o_.model.token_bytes())) /
+  const double made = static_cast<double>(decoding), rows = made + static_cast<double>(chunk_tokens);
+  const double matrix =
+      prefill +
+      2 * (o_.model.active_parameters * made + o_.model.head_parameters * (made + static_cast<double>(prompts_end))) /
+          (o_.device.flops * o_.device.prefill_efficiency);
+  const double memory = (o_.model.bytes_read(rows) + static_cast<double>(context * o_.model.token_bytes())) /
                         (o_.device.memory_bandwidth * o_.device.decode_efficiency);
-  const double seconds = std::max(matrix, memory) + o_.device.step_overhead_s;
+  const double seconds =
+      std::max(matrix, memory) + sharing_seconds(o_.device, o_.model, rows) + o_.device.step_overhead_s;
   now_ += std::max<std::int64_t>(1, to_ns(seconds));
   r_.compute_busy_s += seconds;
   r_.prefill_s += std::min(seconds, prefill);
   if (short_of_memory_) r_.waiting_for_memory_s += seconds;
+  if (!waiting_.empty() && running_.size() >= o_.max_sequences) r_.waiting_for_places_s += seconds;
 
   std::vector<bool> ends(running_.size());
   for (std::size_t i = 0; i < running_.size(); ++i) ends[i] = running_[i].done >= running_[i].prompt;
@@ -576,14 +644,20 @@ void Engine::step() {
     ++r_.output_tokens;
     if (seq.first_ns < 0) {
       seq.first_ns = now_;
-      ttft_.push_back(static_cast<float>(to_s(now_ - seq.arrival_ns)));
+      const double wait = to_s(now_ - seq.arrival_ns);
+      ttft_.push_back(static_cast<float>(wait));
+      ttft_sum_ += wait;
+      late_ttft_ += o_.late_ttft_s > 0 && wait > o_.late_ttft_s;
     }
   }
   for (std::size_t i = running_.size(); i-- > 0;) {
     Sequence& seq = running_[i];
     if (seq.generated < seq.request.output_tokens) continue;
-    if (seq.generated > 1)
-      tpot_.push_back(static_cast<float>(to_s(now_ - seq.first_ns) / static_cast<double>(seq.generated - 1)));
+    if (seq.generated > 1) {
+      const double each = to_s(now_ - seq.first_ns) / static_cast<double>(seq.generated - 1);
+      tpot_.push_back(static_cast<float>(each));
+      late_tpot_ += o_.late_tpot_s > 0 && each > o_.late_tpot_s;
+    }
     leave(seq, true);
     ++r_.finished;
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
@@ -611,17 +685,30 @@ void Engine::sample(bool last) {
     sampled_down_ = r_.host_down_bytes;
     sampled_disk_up_ = r_.disk_up_bytes;
     sampled_disk_down_ = r_.disk_down_bytes;
+    const double link = std::max(up_.busy_s, down_.busy_s);
+    const Sample all = {.input_tokens = admitted_tokens_,
+                        .hit_tokens = r_.hit_tokens_pool + r_.hit_tokens_host + r_.hit_tokens_disk,
+                        .first_tokens = ttft_.size(),
+                        .ttft_sum_s = ttft_sum_,
+                        .length_s = s.seconds,
+                        .busy_s = r_.compute_busy_s,
+                        .memory_s = r_.waiting_for_memory_s,
+                        .places_s = r_.waiting_for_places_s,
+                        .link_s = link};
+    s.input_tokens = all.input_tokens - sampled_.input_tokens;
+    s.hit_tokens = all.hit_tokens - sampled_.hit_tokens;
+    s.first_tokens = all.first_tokens - sampled_.first_tokens;
+    s.ttft_sum_s = all.ttft_sum_s - sampled_.ttft_sum_s;
+    s.length_s = all.length_s - sampled_.length_s;
+    s.busy_s = all.busy_s - sampled_.busy_s;
+    s.memory_s = all.memory_s - sampled_.memory_s;
+    s.places_s = all.places_s - sampled_.places_s;
+    s.link_s = all.link_s - sampled_.link_s;
+    sampled_ = all;
     r_.samples.push_back(s);
     if (r_.samples.size() < 2 * std::size_t{o_.samples}) continue;
     std::vector<Sample> halved;
-    for (std::size_t i = 1; i < r_.samples.size(); i += 2) {
-      Sample both = r_.samples[i];
-      both.host_up_bytes += r_.samples[i - 1].host_up_bytes;
-      both.host_down_bytes += r_.samples[i - 1].host_down_bytes;
-      both.disk_up_bytes += r_.samples[i - 1].disk_up_bytes;
-      both.disk_down_bytes += r_.samples[i - 1].disk_down_bytes;
-      halved.push_back(both);
-    }
+    for (std::size_t i = 1; i < r_.samples.size(); i += 2) halved.push_back(merged(r_.samples[i - 1], r_.samples[i]));
     r_.samples = std::move(halved);
     interval_ns_ *= 2;
   }
@@ -638,6 +725,11 @@ Status Engine::run(const Tick& tick) {
     }
     step();
     sample();
+    if (std::max(late_ttft_, late_tpot_) > o_.late_most) {
+      r_.complete = false;
+      r_.too_late = true;
+      break;
+    }
     constexpr std::uint64_t kTickEvery = 256;
     if (tick && steps % kTickEvery == 0 &&
         !tick({reader_.requests(), part_of(reader_.packed_read(), r_.finished + r_.refused, reader_.requests()),
@@ -671,9 +763,10 @@ EngineResult Engine::result() {
 
 Result<EngineResult> run_engine(const std::string& path, const TraceOptions& trace, const EngineOptions& options,
                                 const Tick& tick) {
-  if (!(options.codec_ratio >= 1e-3 && options.codec_ratio < 1e6) || !(options.codec_bytes_per_s > 0) ||
-      !(options.time_scale > 0) || !(options.watermark >= 0 && options.watermark < 1) || options.max_sequences == 0 ||
-      options.max_step_tokens == 0)
+  if (!(options.codec_ratio >= 1e-3 && options.codec_ratio < 1e6) ||
+      !(options.codec_bytes_per_s > 0 && options.codec_bytes_per_s < 1e18) ||
+      !(options.time_scale >= 1e-9 && options.time_scale <= 1e9) ||
+      !(options.watermark >= 0 && options.watermark < 1) || options.max_sequences == 0 || options.max_step_tokens == 0)
     return Status(
         Code::kInvalidArgument,
         "simulate: codec ratio and speed, time scale, sequences and step tokens must be above 0, the watermark "

@@ -32,7 +32,19 @@ struct EngineOptions {
   double time_scale = 1.0;        // arrivals this much faster
   std::uint32_t protect_sinks = 4, protect_recent = 128;  // tokens that stay raw; through the manager only
   std::uint32_t samples = 120;                            // of what is kept over time, about
+  std::string codec = "raw";                              // its name, for people
+  // A run that is made to find out whether it is good enough may end where it no longer can be: after more than so many
+  // first tokens, or times per token, that came later than that. 0: it runs to the end.
+  double late_ttft_s = 0, late_tpot_s = 0;
+  std::uint64_t late_most = ~std::uint64_t{0};
 };
+// kInvalidArgument with the numbers: weights and pool (and a host tier in the same memory) are more than the device
+// has.
+Status check_fits(const EngineOptions& options);
+// What the device has left beside the weights, a tenth of it kept for everything else; 0: nothing, or not known.
+std::uint64_t largest_pool(const DeviceSpec& device, const ModelShape& model);
+// The same deployment on `count` of its devices; the pool is the one given, of all of them together.
+Result<EngineOptions> spread(const EngineOptions& one, std::uint32_t count);
 
 // One count or time of all requests.
 struct Percentiles {
@@ -45,10 +57,18 @@ struct Sample {  // at the end of an interval of simulated time
   std::uint64_t waiting = 0, running = 0;
   std::uint64_t host_up_bytes = 0, host_down_bytes = 0;  // moved in the interval
   std::uint64_t disk_up_bytes = 0, disk_down_bytes = 0;
+  // Of the interval: tokens of prompts that were admitted and of those what was found; first tokens that came out and
+  // their waits; seconds of computing, of waiting for nothing but blocks, of full places, and of the link that is
+  // busier.
+  std::uint64_t input_tokens = 0, hit_tokens = 0, first_tokens = 0;
+  double ttft_sum_s = 0, length_s = 0, busy_s = 0, memory_s = 0, places_s = 0, link_s = 0;
 };
+// Two intervals, one after the other, as one.
+Sample merged(const Sample& first, const Sample& second);
 
 struct EngineResult {
   bool complete = true;
+  bool too_late = false;         // ended by late_most
   std::string dump;              // through the manager: who held what at the end, for firn dump
   bool through_manager = false;  // then after_miss is every block behind the first one that is missing
   std::uint64_t requests = 0, finished = 0, refused = 0, cut_short = 0;  // refused: longer than the pool
@@ -66,6 +86,7 @@ struct EngineResult {
   std::uint64_t pool_evictions = 0, host_evictions = 0, stored_blocks = 0, stored_read_again = 0;
   double compute_busy_s = 0, prefill_s = 0, host_up_busy_s = 0, host_down_busy_s = 0, disk_busy_s = 0;
   double waiting_for_memory_s = 0;  // somebody waited, and only blocks were missing
+  double waiting_for_places_s = 0;  // somebody waited, and max_sequences were running
   Percentiles ttft_s, tpot_s, queue_s, eviction_age_s;
   std::vector<Sample> samples;
   double cost = 0;  // dollars, of the whole run

@@ -53,7 +53,7 @@ class Sampler {
  public:
   Sampler(const Manager& manager, const EngineOptions& options, EngineResult& result, double byte_scale)
       : manager_(manager), o_(options), r_(result), byte_scale_(byte_scale) {}
-  void look(std::int64_t now_ns, std::size_t waiting, std::size_t running, bool last) {
+  void look(std::int64_t now_ns, std::size_t waiting, std::size_t running, double busy_s, bool last) {
     if (!last && now_ns - at_ns_ < interval_ns_) return;
     at_ns_ = now_ns;
     const Stats stats = manager_.stats();
@@ -75,14 +75,17 @@ class Sampler {
     s.host_down_bytes = down - r_.host_down_bytes;
     r_.host_up_bytes = up;
     r_.host_down_bytes = down;
+    s.length_s = s.seconds - last_seconds_;
+    last_seconds_ = s.seconds;
+    s.input_tokens = (stats.prefix_cache_queries - queries_) * kBlockTokens;
+    s.hit_tokens = (stats.prefix_cache_hits - hits_) * kBlockTokens;
+    queries_ = stats.prefix_cache_queries, hits_ = stats.prefix_cache_hits;
+    s.busy_s = busy_s - busy_s_;
+    busy_s_ = busy_s;
     r_.samples.push_back(s);
     if (r_.samples.size() < 2 * std::size_t{o_.samples}) return;
     std::vector<Sample> halved;
-    for (std::size_t i = 1; i < r_.samples.size(); i += 2) {
-      halved.push_back(r_.samples[i]);
-      halved.back().host_up_bytes += r_.samples[i - 1].host_up_bytes;
-      halved.back().host_down_bytes += r_.samples[i - 1].host_down_bytes;
-    }
+    for (std::size_t i = 1; i < r_.samples.size(); i += 2) halved.push_back(merged(r_.samples[i - 1], r_.samples[i]));
     r_.samples = std::move(halved);
     interval_ns_ *= 2;
   }
@@ -93,6 +96,8 @@ class Sampler {
   EngineResult& r_;
   double byte_scale_;
   std::int64_t at_ns_ = 0, interval_ns_ = 1'000'000'000;
+  std::uint64_t queries_ = 0, hits_ = 0;
+  double last_seconds_ = 0, busy_s_ = 0;
 };
 
 void take_requests(const Replay& replayed, EngineResult& r) {
@@ -134,6 +139,7 @@ void take_stats(const Stats& stats, EngineResult& r) {
 
 Result<EngineResult> run_through_manager(const std::string& path, const TraceOptions& trace,
                                          const EngineOptions& options, const Tick& tick) {
+  FIRN_TRY(check_fits(options));
   const ModelSpec model = small_model();
   FIRN_ASSIGN(const Config config, small_config(options, model));
   FIRN_ASSIGN(const std::unique_ptr<TraceReader> reader, TraceReader::open(path, trace));
@@ -166,7 +172,7 @@ Result<EngineResult> run_through_manager(const std::string& path, const TraceOpt
   replaying.wait_until = [&clock](Instant when) { clock.move_to(when); };
   std::uint64_t turns = 0;
   replaying.after_turn = [&](std::size_t waiting, std::size_t running) {
-    sampler.look(clock.now().ns, waiting, running, /*last=*/false);
+    sampler.look(clock.now().ns, waiting, running, engine.counters().busy_s, /*last=*/false);
     constexpr std::uint64_t kTickEvery = 256;
     const std::uint64_t read = reader->requests(), open = std::min<std::uint64_t>(read, waiting + running);
     return !tick || ++turns % kTickEvery != 0 ||
@@ -179,7 +185,7 @@ Result<EngineResult> run_through_manager(const std::string& path, const TraceOpt
     return reader->next(request);
   };
   FIRN_ASSIGN(const Replay replayed, replay(engine, *manager, next, replaying));
-  sampler.look(clock.now().ns, 0, 0, /*last=*/true);
+  sampler.look(clock.now().ns, 0, 0, engine.counters().busy_s, /*last=*/true);
   take_requests(replayed, result);
   take_stats(manager->stats(), result);
   result.dump = manager->dump();

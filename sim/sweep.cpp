@@ -222,13 +222,14 @@ std::string origin_of(const std::string& path, const TraceOptions& trace) {
 std::string text_of(const EngineOptions& o) {
   const DeviceSpec& d = o.device;
   return fmt::format(
-      "{} {} {} {} {} {} {} {} {} {} | {} {} {} {} {} {} {} {} | {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}",
+      "{} {} {} {} {} {} {} {} {} {} {} {} {} | {} {} {} {} {} {} {} {} | {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} "
+      "{}",
       d.name, d.flops, d.memory_bandwidth, d.memory_bytes, d.prefill_efficiency, d.decode_efficiency, d.step_overhead_s,
-      d.host_link, d.disk_link, d.price_per_hour, o.model.name, o.model.parameters, o.model.weight_bytes,
-      o.model.layers, o.model.heads, o.model.kv_heads, o.model.head_dim, o.model.kv_element_bytes, o.pool_bytes,
-      o.host_bytes, o.disk_bytes, o.policy, o.host_policy, o.exclusive, o.codec_ratio, o.codec_bytes_per_s,
-      o.max_step_tokens, o.max_sequences, o.watermark, o.swap, o.admit_second_use, o.time_scale, o.samples,
-      o.codec_source);
+      d.host_link, d.disk_link, d.price_per_hour, d.count, d.device_link, o.model.active_parameters, o.model.name,
+      o.model.parameters, o.model.weight_bytes, o.model.layers, o.model.heads, o.model.kv_heads, o.model.head_dim,
+      o.model.kv_element_bytes, o.pool_bytes, o.host_bytes, o.disk_bytes, o.policy, o.host_policy, o.exclusive,
+      o.codec_ratio, o.codec_bytes_per_s, o.max_step_tokens, o.max_sequences, o.watermark, o.swap, o.admit_second_use,
+      o.time_scale, o.samples, o.codec_source);
 }
 
 }  // namespace

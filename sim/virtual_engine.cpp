@@ -10,14 +10,17 @@ namespace firn::sim {
 StepCost device_cost(const DeviceSpec& device, const ModelShape& model, std::uint64_t block_bytes, double ratio) {
   return [device, model, block_bytes, ratio](const StepWork& work) {
     const double rate = device.flops * device.prefill_efficiency;
-    const double products = 2 * model.parameters * static_cast<double>(work.rows) / rate;
-    const double attention = 4.0 * model.layers * model.heads * model.head_dim * work.pairs / rate;
+    const double rows = static_cast<double>(work.rows);
+    const double products =
+        2 * (model.active_parameters * rows + model.head_parameters * static_cast<double>(work.ends)) / rate;
+    const double attention = model.pair_flops() * work.pairs / rate;
     const double reads =
-        (model.weight_bytes + static_cast<double>(work.context) * static_cast<double>(model.token_bytes())) /
+        (model.bytes_read(rows) + static_cast<double>(work.context) * static_cast<double>(model.token_bytes())) /
         (device.memory_bandwidth * device.decode_efficiency);
     const double link =
         static_cast<double>((work.cold_blocks + work.loaded_blocks) * block_bytes) / ratio / device.host_link;
-    return std::max({products + attention, reads, link}) + device.step_overhead_s;
+    return std::max({products + attention, reads, link}) + sharing_seconds(device, model, rows) +
+           device.step_overhead_s;
   };
 }
 

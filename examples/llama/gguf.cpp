@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 namespace firn::llama {
 namespace {
@@ -74,12 +75,25 @@ std::int64_t load_signed(std::uint32_t type, const std::byte* from) {
   }
 }
 
+// Weights that are coded together, and their bytes, of every number format that GGUF has; 0: there is none.
+struct BlockSize {
+  std::uint32_t weights = 0, bytes = 0;
+};
+BlockSize block_size(std::uint32_t type) {
+  constexpr BlockSize kSizes[] = {
+      {1, 4},    {1, 2},     {32, 18},   {32, 20},   {0, 0},     {0, 0},     {32, 22},  {32, 24},  {32, 34},  {32, 36},
+      {256, 84}, {256, 110}, {256, 144}, {256, 176}, {256, 210}, {256, 292}, {256, 66}, {256, 74}, {256, 98}, {256, 50},
+      {32, 18},  {256, 110}, {256, 82},  {256, 136}, {1, 1},     {1, 2},     {1, 4},    {1, 8},    {1, 8},    {256, 56},
+      {1, 2},    {0, 0},     {0, 0},     {0, 0},     {256, 54},  {256, 66},  {0, 0},    {0, 0},    {0, 0},    {32, 17}};
+  return type < std::size(kSizes) ? kSizes[type] : BlockSize{};
+}
+
 }  // namespace
 
 // Walks the file once, front to back. `what_` says what is being read, for messages.
 class GgufParser {
  public:
-  GgufParser(std::span<const std::byte> bytes, std::string name) {
+  GgufParser(std::span<const std::byte> bytes, std::string name, GgufUse use) : use_(use) {
     file_.name_ = std::move(name);
     file_.bytes_ = bytes;
   }
@@ -212,12 +226,15 @@ class GgufParser {
     const std::size_t type_at = offset_;
     FIRN_ASSIGN(const auto type, read<std::uint32_t>());
     tensor.type = static_cast<TensorType>(type);
-    if (!is_supported(tensor.type))
+    const BlockSize block = block_size(type);
+    if (use_ == GgufUse::kDirectory && block.weights == 0)
+      return failure(Code::kInvalidArgument, type_at, fmt::format("number format {}, whose size is not known", type));
+    if (use_ == GgufUse::kWeights && !is_supported(tensor.type))
       return failure(Code::kInvalidArgument, type_at,
                      fmt::format("number format {}; this reader knows F32, F16, Q4_0, Q4_1 and Q8_0", type));
-    if (tensor.columns % block_columns(tensor.type) != 0)
+    if (tensor.columns % block.weights != 0)
       return corrupt(at, fmt::format("{} columns in {}, not a multiple of {}", tensor.columns, to_string(tensor.type),
-                                     block_columns(tensor.type)));
+                                     block.weights));
     FIRN_ASSIGN(const auto offset, read<std::uint64_t>());
     const auto [entry, is_new] = file_.tensors_.emplace(name, tensor);
     if (!is_new) return corrupt(at, "the tensor appears twice");
@@ -250,7 +267,9 @@ class GgufParser {
     for (const Placed& placed : placed_) {
       Tensor& tensor = *placed.tensor;
       what_ = fmt::format("tensor '{}'", tensor.name);
-      const std::uint64_t bytes = row_bytes(tensor.type, tensor.columns) * tensor.rows;  // < 2^63: both are bounded
+      const BlockSize block = block_size(static_cast<std::uint32_t>(tensor.type));
+      const std::uint64_t bytes =
+          tensor.columns / block.weights * block.bytes * tensor.rows;  // < 2^63: both are bounded
       if (placed.offset % alignment_ != 0)
         return corrupt(placed.described_at,
                        fmt::format("offset {} is not a multiple of {}", placed.offset, alignment_));
@@ -265,6 +284,7 @@ class GgufParser {
   }
 
   Gguf file_;
+  GgufUse use_;
   std::size_t offset_ = 0;
   std::string what_;
   std::uint64_t tensor_count_ = 0, key_count_ = 0, alignment_ = 32;
@@ -273,7 +293,7 @@ class GgufParser {
 
 void Gguf::Unmap::operator()(const std::byte* start) const { munmap(const_cast<std::byte*>(start), size); }
 
-Result<Gguf> Gguf::open(const std::string& path) {
+Result<Gguf> Gguf::open(const std::string& path, GgufUse use) {
   const auto io_failure = [&](std::string_view doing) {
     return Status(Code::kIo, fmt::format("{}: {}: {}", path, doing, std::strerror(errno)));
   };
@@ -297,13 +317,13 @@ Result<Gguf> Gguf::open(const std::string& path) {
 
   const auto size = static_cast<std::size_t>(facts.st_size);
   std::unique_ptr<const std::byte, Unmap> mapping(static_cast<const std::byte*>(start), Unmap{size});
-  FIRN_ASSIGN(Gguf parsed, parse({mapping.get(), size}, path));
+  FIRN_ASSIGN(Gguf parsed, parse({mapping.get(), size}, path, use));
   parsed.mapping_ = std::move(mapping);
   return parsed;
 }
 
-Result<Gguf> Gguf::parse(std::span<const std::byte> bytes, std::string name) {
-  return GgufParser(bytes, std::move(name)).run();
+Result<Gguf> Gguf::parse(std::span<const std::byte> bytes, std::string name, GgufUse use) {
+  return GgufParser(bytes, std::move(name), use).run();
 }
 
 Result<const Gguf::Value*> Gguf::value(std::string_view key) const {

@@ -40,11 +40,15 @@ struct Tensor {
   }
 };
 
+// kWeights: only number formats that this reader can multiply with. kDirectory: of any format whose size is known, for
+// those who only count bytes; such a tensor's rows must not be read.
+enum class GgufUse : std::uint8_t { kWeights, kDirectory };
+
 class Gguf {
  public:
-  static Result<Gguf> open(const std::string& path);
+  static Result<Gguf> open(const std::string& path, GgufUse use = GgufUse::kWeights);
   // The same for bytes already in memory, which the caller keeps alive; name stands for the file in messages.
-  static Result<Gguf> parse(std::span<const std::byte> bytes, std::string name);
+  static Result<Gguf> parse(std::span<const std::byte> bytes, std::string name, GgufUse use = GgufUse::kWeights);
 
   const std::string& name() const { return name_; }
   std::span<const std::byte> bytes() const { return bytes_; }  // the whole file

@@ -62,9 +62,9 @@ Status Model::read_geometry() {
   FIRN_ASSIGN(g.feed_forward, read_count(*file_, "llama.feed_forward_length", kMaxFeedForward));
   FIRN_ASSIGN(g.context_tokens, read_count(*file_, "llama.context_length", kMaxContext));
   FIRN_ASSIGN(const double epsilon, file_->real_value("llama.attention.layer_norm_rms_epsilon"));
-  if (!(epsilon > 0 && epsilon < 1))
+  if (!(epsilon > 1e-30 && epsilon < 1))
     return Status(Code::kInvalidArgument,
-                  fmt::format("{}: llama.attention.layer_norm_rms_epsilon is {}; more than 0, less than 1",
+                  fmt::format("{}: llama.attention.layer_norm_rms_epsilon is {}; more than 1e-30, less than 1",
                               file_->name(), epsilon));
   g.norm_epsilon = static_cast<float>(epsilon);
   const Tensor* embedding = file_->find_tensor("token_embd.weight");
@@ -130,7 +130,7 @@ Status Model::read_rotation() {
   }
   for (std::uint32_t i = 0; i < pairs; ++i) {
     const double turn = std::pow(base, -2.0 * i / geometry_.rotated_dims) / static_cast<double>(factors[i]);
-    if (!std::isfinite(turn))
+    if (!(std::abs(turn) <= 1e30))  // a float holds it
       return Status(Code::kCorrupt, fmt::format("{}: rope_freqs.weight[{}] is {}", file_->name(), i, factors[i]));
     inverse_frequencies_.push_back(static_cast<float>(turn));
   }

@@ -197,11 +197,15 @@ Status KvDumpReader::read_header() {
     return corrupt("attention_factor or first_positions are not there");
   model_.rotation.pairing = static_cast<RotationSpec::Pairing>(pairing);
   model_.rotation.dims = static_cast<std::uint32_t>(dims);
+  constexpr double kMostFactor = 1e30;  // a float holds it
+  if (const auto value = factor.get<double>(); !(value > 0 && value <= kMostFactor))
+    return corrupt(fmt::format("attention_factor is {:g}, not above 0 and at most {:g}", value, kMostFactor));
   model_.rotation.attention_factor = factor.get<float>();
 
   const std::uint64_t base = 8 + json_bytes;
   FIRN_ASSIGN(const Entry frequencies, entry_of(header, kFrequencies));
-  if (frequencies.dtype != "F32" || frequencies.shape != std::vector<std::uint64_t>{dims / 2} ||
+  if (frequencies.dtype != "F32" || frequencies.begin > frequencies.end ||
+      frequencies.shape != std::vector<std::uint64_t>{dims / 2} ||
       frequencies.end - frequencies.begin != dims / 2 * 4 || frequencies.end > file_bytes - base)
     return corrupt("rotation.inverse_frequencies are not rotated_dims / 2 numbers");
   model_.rotation.inverse_frequencies.resize(dims / 2);

@@ -207,7 +207,8 @@ Result<std::vector<double>> reals(const Json& object, const char* field, std::si
 // The guard compares errors with it: infinity would let everything pass.
 Result<float> error_bound(const Json& object, const char* field) {
   FIRN_ASSIGN(const double value, real(object, field));
-  const float bound = static_cast<float>(value);
+  constexpr double kMost = 1e30;  // a float holds it
+  const float bound = value <= kMost ? static_cast<float>(value) : -1.0f;
   if (!std::isfinite(bound) || bound < 0) return corrupt(field, fmt::format("is {}, which bounds nothing", value));
   return bound;
 }

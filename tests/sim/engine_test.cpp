@@ -17,6 +17,7 @@ EngineOptions options(std::uint64_t pool_gib = 40, std::uint64_t host_gib = 0) {
   EngineOptions made;
   made.device = load_device("h200", {std::string(FIRN_SOURCE_DIR) + "/configs"}).value();
   made.model = load_model_shape("llama-3.1-8b").value();
+  made.device.memory_bytes = 0;  // not known: pools of any size
   made.pool_bytes = pool_gib << 30;
   made.host_bytes = host_gib << 30;
   return made;
@@ -106,7 +107,7 @@ TEST(Engine, RefusesWhatIsLongerThanThePoolAndGoesOn) {
   expect_consistent(r);
   EXPECT_GT(r.refused, 0u);
   EXPECT_GT(r.finished, 1000u);
-  EXPECT_NE(advise(options(4), r).bottleneck.find("longer than"), std::string::npos);
+  EXPECT_NE(diagnose(options(4), r).text.find("longer than"), std::string::npos);
 }
 
 TEST(Engine, TheSameRunIsTheSameBytes) {
