@@ -131,14 +131,14 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
                                     "allocate first",
                                     position, index(part.seq)));
         items.push_back(
-            {slot_view(set, pool_->block(id).slot, layer - set.first_layer), part.row + done, token, count});
+            {memory_->view(set, pool_->block(id).slot, layer - set.first_layer), part.row + done, token, count});
         done += count;
       }
     }
   }
   FIRN_ASSIGN(const Fence fence, device_->kernels().append({kv, k, v, items}));
   Lock lock(mutex_);
-  last_write_ = fence;
+  memory_->note_write(fence);
   const Status cut = check_cuts("append", rows, step.number());
   step.end();
   if (!cut.ok()) return cut;
@@ -149,7 +149,7 @@ Result<Fence> ManagerImpl::append(std::uint32_t layer, std::span<const StepRows>
 Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const {
   const PageSet& set = layout_.sets[index(page_set)];
   const KvShape& kv = set.kv;
-  const std::uint64_t partials_bytes = workspace_.bytes / 2, row_bytes = Kernels::state_bytes(kv, set.query_heads, 1);
+  const std::uint64_t partials_bytes = workspace_->bytes / 2, row_bytes = Kernels::state_bytes(kv, set.query_heads, 1);
   const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
   const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
   wave.clear();
@@ -186,7 +186,7 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
         }
         const Block& block = pool_->block(blocks[i]);
         if (block.slot != SlotId::kNone) {
-          wave.views.push_back(slot_view(set, block.slot, 0));
+          wave.views.push_back(memory_->view(set, block.slot, 0));
           continue;
         }
         if (block.frame == FrameId::kNone)
@@ -194,7 +194,7 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
                         fmt::format("attend: sequence {} lost its tokens from position {} {}; rewind to "
                                     "usable_tokens() and compute them again",
                                     index(part.seq), i * kBlockTokens, why_lost(*find_sequence(part.seq))));
-        const DeviceAddress base = staging_.address + wave.staging_blocks++ * staged_bytes;
+        const DeviceAddress base = staging_->address + wave.staging_blocks++ * staged_bytes;
         const BlockView view{.k = base,
                              .v = base + kBlockTokens * kv.key_bytes(),
                              .token_stride = k_row,
@@ -233,8 +233,8 @@ Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::
   for (Staged& part : staged)
     for (BlockView& view : part.views) {  // where the host writes what the device reads
       if (view.k == 0) continue;
-      view.k = reinterpret_cast<DeviceAddress>(staging_.host) + (view.k - staging_.address);
-      view.v = reinterpret_cast<DeviceAddress>(staging_.host) + (view.v - staging_.address);
+      view.k = reinterpret_cast<DeviceAddress>(staging_->host) + (view.k - staging_->address);
+      view.v = reinterpret_cast<DeviceAddress>(staging_->host) + (view.v - staging_->address);
     }
   std::vector<DecodeJob> jobs;
   for (const Staged& part : staged)
@@ -340,7 +340,7 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
     last = wave.next_rows == rows.size();
     // Slots were planned for layer 0; staging has one layer only.
     for (BlockView& view : wave.views) {
-      if (view.k == 0 || (view.k >= staging_.address && view.k < staging_.address + staging_.bytes)) continue;
+      if (view.k == 0 || (view.k >= staging_->address && view.k < staging_->address + staging_->bytes)) continue;
       view.k += (layer - set.first_layer) * layer_bytes;
       view.v += (layer - set.first_layer) * layer_bytes;
     }
@@ -357,10 +357,10 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                                                   .out = out,
                                                   .views = wave.views,
                                                   .items = wave.items,
-                                                  .state = workspace_.address,
+                                                  .state = workspace_->address,
                                                   .first = first,
                                                   .last = last,
-                                                  .partials = workspace_.address + workspace_.bytes / 2,
+                                                  .partials = workspace_->address + workspace_->bytes / 2,
                                                   .mass = params.mass,
                                                   .mass_blocks = params.mass_blocks,
                                                   .mass_scratch = params.mass_scratch}));

@@ -10,56 +10,6 @@
 
 namespace firn {
 
-// Memory on the device to come, all of it or none.
-struct ManagerImpl::Replacement {
-  Memory& memory;
-  std::vector<Region> chunks;
-  Region workspace, staging, transfer;
-  Ledger::Charge transfer_charge;
-  bool kept = false;
-
-  explicit Replacement(Memory& on) : memory(on) {}
-  ~Replacement() {
-    if (kept) return;
-    for (const Region& region : chunks)
-      if (region.bytes != 0) memory.free(region);
-    for (const Region& region : {workspace, staging, transfer})
-      if (region.bytes != 0) memory.free(region);
-  }
-  Status take(RegionUse use, std::uint64_t bytes, Region& out) {
-    if (bytes == 0) return {};
-    FIRN_ASSIGN(out, memory.allocate(use, bytes));
-    return {};
-  }
-};
-
-Status ManagerImpl::take_replacement(Replacement& next) {
-  FIRN_TRY(next.take(RegionUse::kWorkspace, workspace_.bytes, next.workspace));
-  FIRN_TRY(next.take(RegionUse::kStaging, staging_.bytes, next.staging));
-  if (host_ && !next.memory.info().host_visible) {
-    const std::uint64_t bytes = kMaxExtentBlocks * layout_.page_bytes;
-    if (transfer_.bytes == 0) {
-      FIRN_ASSIGN(next.transfer_charge, ledger_->charge(Account::kStaging, bytes));
-    }
-    FIRN_TRY(next.take(RegionUse::kStaging, bytes, next.transfer));
-  }
-  next.chunks.resize(chunks_.size());
-  for (std::size_t i = 0; i < chunks_.size(); ++i)
-    FIRN_TRY(next.take(RegionUse::kPool, chunks_[i].region.bytes, next.chunks[i]));
-  return {};
-}
-
-void ManagerImpl::give_back_device() {
-  Memory& memory = device_->memory();
-  give_back_arenas();
-  for (const Retired& retired : retired_) memory.free(retired.region);
-  retired_.clear();
-  for (const Chunk& chunk : chunks_)
-    if (chunk.region.bytes != 0) memory.free(chunk.region);
-  for (const Region& region : {workspace_, staging_, transfer_})
-    if (region.bytes != 0) memory.free(region);
-}
-
 void ManagerImpl::drop_queued() {
   const auto still = [&](const BlockRef& ref) -> Block* { return same_life(ref) ? &pool_->block(ref.id) : nullptr; };
   for (const Job& job : std::exchange(stores_, {})) {
@@ -111,26 +61,26 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
 
   std::unique_ptr<Device> own = device ? nullptr : make_cpu_device(*threads_);
   Device& next_device = device ? *device : *own;
-  Replacement next(next_device.memory());
-  FIRN_TRY(take_replacement(next).with_context("replace_device: nothing has changed, and it may be tried again"));
+  constexpr std::string_view kUnchanged = "replace_device: nothing has changed, and it may be tried again";
+  Result<OwnedRegion> workspace = OwnedRegion::allocate(next_device.memory(), RegionUse::kWorkspace, workspace_->bytes);
+  FIRN_TRY(workspace.status().with_context(kUnchanged));
+  Result<OwnedRegion> staging = OwnedRegion::allocate(next_device.memory(), RegionUse::kStaging, staging_->bytes);
+  FIRN_TRY(staging.status().with_context(kUnchanged));
+  Result<SlotMemory::Replacement> slots = memory_->prepare(next_device, /*with_transfer=*/host_ != nullptr);
+  FIRN_TRY(slots.status().with_context(kUnchanged));
 
   for (Deferred& deferred : std::exchange(deferred_, {})) {
     release_blocks(deferred.tables, deferred.hot_first, deferred.exact, deferred.forget);
     small_sequences_ -= deferred.small ? 1 : 0;
   }
-  give_back_device();
-  next.kept = true;
-  for (std::size_t i = 0; i < chunks_.size(); ++i) chunks_[i].region = next.chunks[i];
-  workspace_ = next.workspace;
-  staging_ = next.staging;
-  transfer_ = next.transfer;
-  if (next.transfer_charge.bytes() != 0 || transfer_.bytes == 0) transfer_charge_ = std::move(next.transfer_charge);
+  workspace_ = std::move(workspace).value();
+  staging_ = std::move(staging).value();
+  memory_->move_to(next_device, std::move(slots).value());
   lost_handles_.push_back(device_->timeline().last().handle);
   lost_devices_.push_back(std::exchange(own_device_, std::move(own)));  // the engine may have regions there still
   device_ = &next_device;
-  import_arenas();
-  last_write_ = staging_read_ = blocked_on_ = attended_ = {};
-  busy_slots_.clear();
+  if (host_) memory_->import_arenas(host_->arenas(), *codec_);
+  staging_read_ = blocked_on_ = attended_ = {};
 
   DeviceLoss loss;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i)

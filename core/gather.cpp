@@ -4,48 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/manager_impl.h"
 
 namespace firn {
-namespace {
-
-// Rows [first, first + count) of one block: [head][token][element] as it is stored, [token][head][element] as it was
-// appended.
-void copy_rows(const std::byte* from, std::uint32_t token_stride, std::uint32_t head_stride, std::uint32_t heads,
-               std::size_t row_bytes, std::uint32_t first, std::uint32_t count, std::byte* to) {
-  for (std::uint32_t token = first; token < first + count; ++token)
-    for (std::uint32_t head = 0; head < heads; ++head, to += row_bytes)
-      std::memcpy(to, from + std::size_t{token} * token_stride + std::size_t{head} * head_stride, row_bytes);
-}
-
-// view: where the host reaches it.
-void copy_block_rows(const KvShape& kv, const BlockView& view, std::uint32_t first, std::uint32_t count, std::byte* k,
-                     std::byte* v) {
-  copy_rows(reinterpret_cast<const std::byte*>(view.k), view.token_stride, view.head_stride, kv.kv_heads,
-            kv.key_bytes() / kv.kv_heads, first, count, k);
-  copy_rows(reinterpret_cast<const std::byte*>(view.v), view.v_token_stride, view.v_head_stride, kv.kv_heads,
-            kv.value_bytes() / kv.kv_heads, first, count, v);
-}
-
-}  // namespace
-
-// Under the lock.
-Status ManagerImpl::gather_slot(const PageSet& set, SlotId slot, std::uint32_t layer, std::uint32_t first,
-                                std::uint32_t count, std::byte* k, std::byte* v) const {
-  std::unique_lock transfer(transfer_mutex_, std::defer_lock);
-  const std::byte* base = nullptr;
-  if (transfer_.host) {
-    transfer.lock();
-    FIRN_TRY(move_transfer(set, {&slot, 1}, /*gather=*/true));
-    base = transfer_.host;
-  } else {
-    base = slot_host(slot);
-  }
-  copy_block_rows(set.kv, block_view(set, reinterpret_cast<DeviceAddress>(base), layer), first, count, k, v);
-  return {};
-}
 
 Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
                            std::span<std::byte> k, std::span<std::byte> v) {
@@ -60,7 +22,7 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
     return Status(Code::kInvalidArgument,
                   fmt::format("gather: k has {} bytes and v {}, but {} tokens have {} and {}", k.size(), v.size(),
                               count, count * kv.key_bytes(), count * kv.value_bytes()));
-  if (!chunks_.empty() && !transfer_.host && !device_->memory().info().host_visible)
+  if (!memory_->readable())
     return Status(Code::kUnavailable, "gather: this device's memory is not visible to the host");
   const std::uint64_t end = std::uint64_t{first} + count;
   const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
@@ -99,8 +61,8 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
                                     position, index(id), set.window, layer));
         const Block& block = pool_->block(block_id);
         if (block.slot != SlotId::kNone) {
-          FIRN_TRY(
-              gather_slot(set, block.slot, layer - set.first_layer, token, rows, to_k, to_v).with_context("gather"));
+          FIRN_TRY(memory_->read_rows(set, block.slot, layer - set.first_layer, token, rows, to_k, to_v)
+                       .with_context("gather"));
         } else if (block.frame == FrameId::kNone) {
           return Status(Code::kCorrupt,
                         fmt::format("gather: sequence {} lost its tokens from position {} {}; rewind to "
@@ -108,7 +70,7 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
                                     index(id), position / kBlockTokens * kBlockTokens, why_lost(*seq)));
         } else {
           const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
-          const DeviceAddress base = staging_.address + waiting.size() * staged_bytes;
+          const DeviceAddress base = staging_->address + waiting.size() * staged_bytes;
           BlockView view{.k = base,
                          .v = base + kBlockTokens * kv.key_bytes(),
                          .token_stride = k_row,
@@ -131,8 +93,8 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
           }
           part->views[block.frame_index] = view;
           ++part->wanted;
-          const DeviceAddress host = reinterpret_cast<DeviceAddress>(staging_.host);
-          view.k = host + (view.k - staging_.address), view.v = host + (view.v - staging_.address);
+          const DeviceAddress host = reinterpret_cast<DeviceAddress>(staging_->host);
+          view.k = host + (view.k - staging_->address), view.v = host + (view.v - staging_->address);
           waiting.push_back({view, token, rows, done});
         }
         done += rows;

@@ -380,9 +380,7 @@ Status ManagerImpl::clear_if_foreign(SlotId slot, std::uint16_t name_space) {
   std::uint32_t& serial = slot_serials_[index(slot)];
   const std::uint32_t own = namespaces_[name_space].serial;
   if (serial != 0 && serial != own && bytes_) {
-    const Region& region = chunks_[(index(slot) - 1) / slots_per_chunk_].region;
-    FIRN_ASSIGN(last_write_,
-                device_->kernels().fill(region, slot_address(slot) - region.address, layout_.page_bytes, 0));
+    FIRN_TRY(memory_->fill(slot, 0));
     ++counters_.slots_cleared;
   }
   serial = own;

@@ -81,13 +81,7 @@ ManagerImpl::~ManagerImpl() {
   if (!device_) return;
   // What was started and never waited for may still read and write all of this.
   device_->timeline().wait(device_->timeline().last(), kLastWaitNs).ok();
-  give_back_arenas();
-  for (const Chunk& chunk : chunks_)
-    if (chunk.region.bytes != 0) device_->memory().free(chunk.region);
-  for (const Retired& retired : retired_) device_->memory().free(retired.region);
-  if (transfer_.bytes != 0) device_->memory().free(transfer_);
-  if (staging_.bytes != 0) device_->memory().free(staging_);
-  if (workspace_.bytes != 0) device_->memory().free(workspace_);
+  memory_.reset();  // the arenas as the device knows them, before the host tier that they are of
 }
 
 // Groups whose blocks this library only keeps books of: their engine owns the kernels and the bytes.
@@ -227,13 +221,14 @@ Status ManagerImpl::size_pool() {
                               format_bytes(taken + wanted_slots * block_bytes)));
   if (wanted_slots != 0) slots = wanted_slots;
   std::uint64_t most_slots = slots;
+  std::uint32_t chunk_slots = 0;
   if (elastic_) {
     constexpr std::uint64_t kElasticChunkBytes = 16u << 20;
     const std::uint64_t chunk_bytes =
         std::min({kElasticChunkBytes, slots * block_bytes / 8, device_->memory().info().max_region_bytes});
-    slots_per_chunk_ = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, chunk_bytes / block_bytes));
-    slots = slots / slots_per_chunk_ * slots_per_chunk_;
-    most_slots = (config_.pool.max_budget_bytes - taken) / block_bytes / slots_per_chunk_ * slots_per_chunk_;
+    chunk_slots = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, chunk_bytes / block_bytes));
+    slots = slots / chunk_slots * chunk_slots;
+    most_slots = (config_.pool.max_budget_bytes - taken) / block_bytes / chunk_slots * chunk_slots;
   }
   // A sequence's sinks, its recent window wherever it starts within a block, and a block to grow into.
   // A lossy codec in strict mode takes whole groups: what is cold and no group yet stays too.
@@ -315,55 +310,24 @@ Status ManagerImpl::size_pool() {
   events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
   if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);
   if (lossy_) exact_refs_.assign(block_count, 0);
-  if (elastic_) chunks_.resize(most_slots / slots_per_chunk_);
-  const auto take_elastic = [&] {
-    for (std::uint32_t at = 0; at < slots / slots_per_chunk_; ++at) FIRN_TRY(take_chunk(at));
-    return Status();
-  };
-  if (!bytes_) return elastic_ ? take_elastic() : Status();
-
-  const auto take = [&](Account account, RegionUse use, std::uint64_t bytes) -> Result<Region> {
+  memory_ = std::make_unique<SlotMemory>(layout_, *ledger_, *device_, bytes_, assumed_ratio_);
+  const auto take = [&](Account account, RegionUse use, std::uint64_t bytes) -> Result<OwnedRegion> {
     FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(account, bytes));
-    FIRN_ASSIGN(const Region region, device_->memory().allocate(use, bytes));
+    FIRN_ASSIGN(OwnedRegion region, OwnedRegion::allocate(device_->memory(), use, bytes));
     charges_.push_back(std::move(charge));
     return region;
   };
-  FIRN_ASSIGN(workspace_, take(Account::kWorkspace, RegionUse::kWorkspace, workspace_bytes));
+  if (bytes_) {
+    FIRN_ASSIGN(workspace_, take(Account::kWorkspace, RegionUse::kWorkspace, workspace_bytes));
+  }
   if (staging_bytes != 0) {
     FIRN_ASSIGN(staging_, take(Account::kStaging, RegionUse::kStaging, staging_bytes));
   }
-  if (transfer_bytes != 0) {
-    FIRN_ASSIGN(transfer_, take(Account::kStaging, RegionUse::kStaging, transfer_bytes));
-    transfer_charge_ = std::move(charges_.back());  // another device may do without it
-    charges_.pop_back();
-  }
-  return elastic_ ? take_elastic() : take_chunks(static_cast<std::uint32_t>(slots));
-}
-
-// The pool in chunks as large as the device allows; where it refuses one, all in halves: memory may be in pieces.
-Status ManagerImpl::take_chunks(std::uint32_t slots) {
-  const std::uint64_t block_bytes = layout_.page_bytes;
-  slots_per_chunk_ = static_cast<std::uint32_t>(
-      std::min<std::uint64_t>(slots, device_->memory().info().max_region_bytes / block_bytes));
-  if (slots_per_chunk_ == 0)
-    return Status(Code::kInvalidArgument,
-                  fmt::format("a block of {} bytes is larger than the device's largest allocation", block_bytes));
-  FIRN_ASSIGN(Ledger::Charge charge, ledger_->charge(Account::kPool, slots * block_bytes));
-  charges_.push_back(std::move(charge));
-  constexpr std::uint64_t kLeastChunkBytes = 16u << 20;
-  for (;;) {
-    Status status;
-    for (std::uint32_t done = 0; status.ok() && done < slots; done += slots_per_chunk_) {
-      const std::uint32_t count = std::min(slots_per_chunk_, slots - done);
-      const Result<Region> region = device_->memory().allocate(RegionUse::kPool, count * block_bytes);
-      status = region.status();
-      if (status.ok()) chunks_.push_back({.region = *region, .slots = count, .charge = {}});
-    }
-    if (status.code() != Code::kNoSpace || slots_per_chunk_ * block_bytes < 2 * kLeastChunkBytes) return status;
-    for (const Chunk& chunk : chunks_) device_->memory().free(chunk.region);
-    chunks_.clear();
-    slots_per_chunk_ = (slots_per_chunk_ + 1) / 2;
-  }
+  if (transfer_bytes != 0) FIRN_TRY(memory_->take_transfer());
+  if (!elastic_) return memory_->take(static_cast<std::uint32_t>(slots));
+  memory_->plan_chunks(chunk_slots, static_cast<std::uint32_t>(most_slots / chunk_slots));
+  for (std::uint32_t at = 0; at < slots / chunk_slots; ++at) FIRN_TRY(memory_->take_chunk(at));
+  return {};
 }
 
 Status ManagerImpl::charge_metadata() {
@@ -435,17 +399,8 @@ Status ManagerImpl::make_host_tier() {
                     format_bytes(config_.host.budget_bytes), host_->capabilities().max_frame_bytes,
                     kMaxExtentBlocks * kBlockTokens, bound));
   fixed_host_bytes_ = ledger_->spent(Budget::kHost);
-  import_arenas();
+  memory_->import_arenas(host_->arenas(), *codec_);
   return {};
-}
-
-ExtentShape ManagerImpl::extent_shape(const PageSet& set, std::uint32_t blocks) {
-  return {.kv = set.kv, .layer_count = set.layer_count, .block_count = blocks};
-}
-
-DeviceAddress ManagerImpl::slot_address(SlotId slot) const {
-  const std::uint32_t at = index(slot) - 1;
-  return chunks_[at / slots_per_chunk_].region.address + std::uint64_t{at % slots_per_chunk_} * layout_.page_bytes;
 }
 
 Stats ManagerImpl::stats() const {
@@ -485,8 +440,8 @@ Stats ManagerImpl::stats() const {
     s.trace_lines = recorder_->report().lines;
     s.trace_lines_lost = recorder_->report().lost;
   }
-  for (const Region& region : arenas_) s.host_imported_bytes += region.bytes;
-  s.blocks_direct = blocks_direct_;
+  s.host_imported_bytes = memory_->imported_bytes();
+  s.blocks_direct = memory_->blocks_direct();
   s.pool_bytes = ledger_->spent(Account::kPool);
   s.staging_bytes = ledger_->spent(Account::kStaging);
   s.workspace_bytes = ledger_->spent(Account::kWorkspace);
@@ -503,16 +458,9 @@ Result<std::uint64_t> ManagerImpl::hash_slot(SlotId slot) const {
   Lock lock(mutex_);
   if (index(slot) == 0 || index(slot) >= pool_->slot_count() || pool_->state(slot) != BlockPool::SlotState::kBound)
     return Status(Code::kUnavailable, "hash_slot: no block is resident in that slot");
-  if (!bytes_ || (!transfer_.host && !slot_host(slot)))
+  if (!memory_->readable())
     return Status(Code::kUnavailable, "hash_slot: this device's memory is not visible to the host");
-  const PageSet& set = set_of(pool_->block(pool_->owner(slot)));
-  if (!transfer_.host) {
-    FIRN_TRY(device_->timeline().wait(device_->timeline().last()));
-    return XXH3_64bits(slot_host(slot), set.block_bytes());
-  }
-  std::lock_guard transfer(transfer_mutex_);
-  FIRN_TRY(move_transfer(set, {&slot, 1}, /*gather=*/true));
-  return XXH3_64bits(transfer_.host, set.block_bytes());
+  return memory_->hash(set_of(pool_->block(pool_->owner(slot))), slot);
 }
 
 std::string_view to_string(MissReason reason) {

@@ -17,7 +17,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/base/owned_region.h"
 #include "core/block_pool.h"
+#include "core/blocks/slot_memory.h"
 #include "core/event_log.h"
 #include "core/frame_table.h"
 #include "core/ghosts.h"
@@ -209,7 +211,6 @@ class ManagerImpl final : public Manager {
   Status check_groups() const;
   Status size_pool();
   Status check_machine(std::uint64_t pool_bytes) const;
-  Status take_chunks(std::uint32_t slots);
   Status make_codecs();
   Status make_host_tier();
   Status charge_metadata();
@@ -341,13 +342,11 @@ class ManagerImpl final : public Manager {
   // --- resize.cpp ---
   struct Leaving;  // what resize_pool gives up
   Status check_growth(std::uint64_t more) const;
-  Status take_chunk(std::uint32_t chunk);
   Result<PoolResize> grow_pool(std::uint32_t chunks);
   Result<PoolResize> shrink_pool(std::uint32_t chunks);
   Status plan_leaving(Leaving& leaving, std::uint32_t chunks) const;
   Status copy_leaving(const Leaving& leaving);
   void free_retired();
-  std::uint32_t chunk_of(SlotId slot) const { return (index(slot) - 1) / slots_per_chunk_; }
   Result<BlockId> make_block(const Sequence& seq, PageSetId page_set, std::uint32_t position);
   // exact: for a sequence that asked for exact context, whose bytes come from no lossy frame.
   void add_ref(BlockId id, bool hot, bool exact);
@@ -418,16 +417,7 @@ class ManagerImpl final : public Manager {
   void drop_frame(FrameId id, MissReason reason);
   void lose_block(BlockId id, bool with_device);
   static std::string_view why_lost(const Sequence& seq);  // for messages, after "lost its tokens"
-  // layer: within the page set.
-  BlockView slot_view(const PageSet& set, SlotId slot, std::uint32_t layer) const {
-    return block_view(set, slot_address(slot), layer);
-  }
-  DeviceAddress slot_address(SlotId slot) const;
-
   // --- device_loss.cpp ---
-  struct Replacement;
-  Status take_replacement(Replacement& next);
-  void give_back_device();
   void drop_queued();  // moves that nobody will ever make
   bool lose_slot(BlockId id);
   bool of_lost_device(const Fence& fence) const;
@@ -435,27 +425,10 @@ class ManagerImpl final : public Manager {
   Result<bool> ask_fence(const Fence& fence) const;
 
   // --- slot_fences.cpp: what the device may still read where the host is going to write ---
-  void note_slot_left(SlotId slot);  // its block leaves it, or nobody live holds that block any more
-  bool slot_busy(SlotId slot);
   bool slots_ready(std::uint32_t wanted);
   bool may_run(const Job& job, bool background);
   SlotId take_free_idle_slot();
   bool copy_must_wait(const Sequence& seq) const;
-
-  // --- transfer.cpp: without the lock, or under it ---
-  void import_arenas();  // before anything is stored, or under the lock
-  void give_back_arenas();
-  DeviceAddress imported(std::span<const std::byte> bytes) const;  // where the device reaches them; 0: it does not
-  Status move_direct(const PageSet& set, std::span<const SlotId> slots, std::span<const BlockView> frame, bool gather);
-  static BlockView block_view(const PageSet& set, DeviceAddress base, std::uint32_t layer);
-  std::byte* slot_host(SlotId slot) const;  // where the host reaches the pool
-  std::vector<BlockView> host_views(const PageSet& set, std::span<const SlotId> slots) const;
-  Status move_transfer(const PageSet& set, std::span<const SlotId> slots, bool gather) const;
-  // The job's views are slots, one a block of the extent, kNone: left out. They set its status.
-  void encode_slots(const Codec& codec, EncodeJob& job, const PageSet& set, std::span<const SlotId> slots,
-                    ThreadPool* threads);
-  void decode_slots(const Codec& codec, DecodeJob& job, const PageSet& set, std::span<const SlotId> slots,
-                    ThreadPool* threads);
 
   // --- mover.cpp ---
   void queue_cold(Sequence& seq, bool ending);
@@ -487,7 +460,6 @@ class ManagerImpl final : public Manager {
   Status wait_device(Lock& lock, const Fence& fence, std::int64_t timeout_ns);
   Status wait_blocked(Lock& lock, std::int64_t timeout_ns);  // until the first job may perhaps run
   const PageSet& set_of(const Frame& frame) const { return layout_.sets[index(frame.page_set)]; }
-  static ExtentShape extent_shape(const PageSet& set, std::uint32_t blocks);
   FrameLabel label_of(const Frame& frame) const;
   template <class Ready>
   Status wait_until(Lock& lock, std::int64_t timeout_ns, std::string_view what, Ready ready);
@@ -531,10 +503,6 @@ class ManagerImpl final : public Manager {
   Status plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const;
   Status decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged);
 
-  // --- gather.cpp ---
-  Status gather_slot(const PageSet& set, SlotId slot, std::uint32_t layer, std::uint32_t first, std::uint32_t count,
-                     std::byte* k, std::byte* v) const;
-
   Config config_;
   ModelSpec model_;
   PageLayout layout_;
@@ -559,26 +527,13 @@ class ManagerImpl final : public Manager {
 
   std::unique_ptr<Ledger> ledger_;  // before everything that is charged to it
   std::vector<Ledger::Charge> charges_;
-  Ledger::Charge transfer_charge_;
   std::uint64_t fixed_metadata_bytes_ = 0;
   std::uint64_t fixed_host_bytes_ = 0;  // all of the host budget is taken at creation
   std::uint64_t fail_charge_ = 0;       // tests of create(): which of its charges fails
-  struct Chunk {
-    Region region;
-    std::uint32_t slots = 0;  // 0: a pool that can grow does not have this one now
-    Ledger::Charge charge;    // of a pool that can grow; else one charge is for all
-  };
-  std::vector<Chunk> chunks_;
-  std::uint32_t slots_per_chunk_ = 0;
-  bool elastic_ = false;             // pool.max_budget is set
-  std::uint64_t pool_overhead_ = 0;  // of the pool's budget, what is not slots
+  bool elastic_ = false;                // pool.max_budget is set
+  std::uint64_t pool_overhead_ = 0;     // of the pool's budget, what is not slots
   std::uint32_t least_slots_ = 0;
-  struct Retired {  // memory of a chunk that something may still read
-    Region region;
-    Fence fence;
-    Ledger::Charge charge;
-  };
-  std::deque<Retired> retired_;
+  std::unique_ptr<SlotMemory> memory_;
   std::uint32_t running_steps_ = 0;   // append and attend calls under way
   std::vector<std::uint64_t> steps_;  // their numbers, ascending
   std::uint64_t last_step_ = 0;
@@ -590,11 +545,7 @@ class ManagerImpl final : public Manager {
   bool attending_ = false;   // some attend call reads slots
   Fence attended_;           // after the newest of them
   std::mutex attend_mutex_;  // who uses staging and workspace; taken before the manager's mutex
-  Region staging_, workspace_;
-  Region transfer_;                    // of one extent, where the host does not reach the pool; else none
-  mutable std::mutex transfer_mutex_;  // who uses it; taken under the manager's mutex or without it, never before it
-  std::vector<Region> arenas_;         // of the host tier, imported: then the device moves stored blocks itself
-  std::atomic<std::uint64_t> blocks_direct_{0};
+  OwnedRegion staging_, workspace_;
   Fence staging_read_;  // after the newest attention that reads staging
   std::uint32_t max_rows_ = 0;
   std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
@@ -653,11 +604,9 @@ class ManagerImpl final : public Manager {
   };
   std::vector<KeptBack> kept_back_ = std::vector<KeptBack>(1);  // by namespace
   KeptBack all_kept_back_;
-  std::unordered_map<std::uint32_t, Fence> busy_slots_;  // slot_fences.cpp; empty while the device is not behind
-  Fence blocked_on_;                                     // what the first job of a queue waits for
-  bool blocked_by_attend_ = false;                       // or it rewrites slots that somebody attends
-  Fence last_write_;                                     // after the newest append or copy
-  std::deque<Job> stores_, loads_;                       // bounded by config_.mover.queue each
+  Fence blocked_on_;                                               // what the first job of a queue waits for
+  bool blocked_by_attend_ = false;                                 // or it rewrites slots that somebody attends
+  std::deque<Job> stores_, loads_;                                 // bounded by config_.mover.queue each
   std::unordered_map<std::uint64_t, std::uint32_t> open_tickets_;  // jobs left
   std::uint32_t running_ = 0;                                      // jobs being done
   std::uint32_t loading_slots_ = 0;

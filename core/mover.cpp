@@ -151,7 +151,8 @@ bool ManagerImpl::queue_piece(std::span<const BlockId> blocks, bool lossy) {
   Job job{.kind = Job::Kind::kStore,
           .count = static_cast<std::uint8_t>(blocks.size()),
           .lossy = lossy,
-          .fence = lossy && strict_lossy() ? device_->timeline().last() : last_write_};  // it writes what was read
+          .fence =
+              lossy && strict_lossy() ? device_->timeline().last() : memory_->last_write()};  // it writes what was read
   for (std::size_t i = 0; i < blocks.size(); ++i) job.blocks[i] = {blocks[i], pool_->generation(blocks[i])};
   try {
     stores_.push_back(job);
@@ -321,7 +322,7 @@ Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<c
   if (job.lossy) {
     stored.codec = lossy_.get();
     encode.label.fidelity = label.fidelity = std::max(before, Fidelity::kLossy);
-    encode_slots(*lossy_, encode, set, slots, threads);
+    memory_->encode(*lossy_, encode, set, slots, threads);
     FIRN_TRY(encode.status);
     stored.bytes = encode.bytes;
     const ErrorBound bound = lossy_->error_bound();
@@ -335,14 +336,14 @@ Status ManagerImpl::encode_extent(const Job& job, FrameLabel& label, std::span<c
                        .layer_count = shape.layer_count,
                        .views = {},
                        .status = {}};
-      decode_slots(*lossy_, decode, set, slots, threads);
+      memory_->decode(*lossy_, decode, set, slots, threads);
       stored.replaced = true;
       return decode.status;
     }
   }
   stored.codec = codec_.get();
   encode.label.fidelity = label.fidelity = before;
-  encode_slots(*codec_, encode, set, slots, threads);
+  memory_->encode(*codec_, encode, set, slots, threads);
   stored.bytes = encode.bytes;
   return encode.status;
 }
@@ -545,7 +546,7 @@ void ManagerImpl::run_load(Lock& lock, const Job& job) {
     if (!pin) return Status(Code::kCorrupt, "the tier has lost the frame");
     decode.frame = pin.bytes();
     read = decode.frame.size();
-    decode_slots(codec, decode, set, std::span(targets).first(shape.block_count), threads_);
+    memory_->decode(codec, decode, set, std::span(targets).first(shape.block_count), threads_);
     return std::move(decode.status);
   });
   lock.lock();
@@ -671,10 +672,8 @@ Result<std::uint32_t> ManagerImpl::empty_pool(std::uint8_t poison) {
   if (!bytes_) return emptied;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
     if (pool_->state(SlotId{i}) != BlockPool::SlotState::kFree) continue;
-    const Region& region = chunks_[(i - 1) / slots_per_chunk_].region;
-    const std::uint64_t offset = slot_address(SlotId{i}) - region.address;
-    FIRN_ASSIGN(last_write_, device_->kernels().fill(region, offset, layout_.page_bytes, poison));
-    note_slot_left(SlotId{i});
+    FIRN_TRY(memory_->fill(SlotId{i}, poison));
+    memory_->note_left(SlotId{i});
   }
   return emptied;
 }

@@ -95,7 +95,7 @@ SlotId ManagerImpl::take_idle_slot(std::uint16_t name_space) {
   if (const SlotId slot = take_free_idle_slot(); slot != SlotId::kNone) return slot;
   const Filter idle = [this](BlockId id) {
     const Block& block = pool_->block(id);
-    return block.refs == 0 && block.frame != FrameId::kNone && !slot_busy(block.slot);
+    return block.refs == 0 && block.frame != FrameId::kNone && !memory_->busy(block.slot);
   };
   const BlockId victim = choose_slot_victim(name_space, /*own_only=*/false, idle);
   return victim == BlockId::kNone ? SlotId::kNone : evict_with_family(victim);
@@ -106,7 +106,7 @@ SlotId ManagerImpl::evict(BlockId id) {
   FIRN_CHECK(block.candidate);
   drop_candidate(id);
   ++counters_.evictions;
-  if (block.refs != 0) note_slot_left(block.slot);  // attention that was started may still read it
+  if (block.refs != 0) memory_->note_left(block.slot);  // attention that was started may still read it
   const SlotId slot = pool_->unbind(id);
   if (block.frame != FrameId::kNone) {
     ++counters_.evictions_with_copy;
@@ -334,7 +334,7 @@ Result<BlockView> ManagerImpl::slot_view(SlotId slot, std::uint32_t layer) const
         fmt::format("slot_view: slot {} holds a block of page set {}, layer {} is in page set {}", firn::index(slot),
                     firn::index(pool_->block(pool_->owner(slot)).page_set), layer, firn::index(page_set)));
   const PageSet& set = layout_.sets[firn::index(page_set)];
-  return slot_view(set, slot, layer - set.first_layer);
+  return memory_->view(set, slot, layer - set.first_layer);
 }
 
 std::vector<SlotId> ManagerImpl::reuse_order() const {

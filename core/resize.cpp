@@ -14,19 +14,8 @@ struct ManagerImpl::Leaving {
   std::uint32_t bound = 0;      // slots of them that a block is in
   std::uint32_t evictions = 0;  // blocks, wherever they are, that have no room any more
   std::vector<SlotMove> moves;  // all that stay in being
-  bool has(const ManagerImpl& manager, SlotId slot) const { return chunk[manager.chunk_of(slot)] != 0; }
+  bool has(const ManagerImpl& manager, SlotId slot) const { return chunk[manager.memory_->chunk_of(slot)] != 0; }
 };
-
-Status ManagerImpl::take_chunk(std::uint32_t at) {
-  Chunk chunk{.region = {}, .slots = slots_per_chunk_, .charge = {}};
-  if (bytes_) {
-    const std::uint64_t bytes = slots_per_chunk_ * layout_.page_bytes;
-    FIRN_ASSIGN(chunk.charge, ledger_->charge(Account::kPool, bytes));
-    FIRN_ASSIGN(chunk.region, device_->memory().allocate(RegionUse::kPool, bytes));
-  }
-  chunks_[at] = std::move(chunk);
-  return {};
-}
 
 Result<PoolResize> ManagerImpl::resize_pool(std::uint64_t budget_bytes) {
   Lock lock(mutex_);
@@ -38,19 +27,19 @@ Result<PoolResize> ManagerImpl::resize_pool(std::uint64_t budget_bytes) {
     return Status(Code::kInvalidArgument,
                   fmt::format("resize_pool: {} are more than pool.max_budget, {}", format_bytes(budget_bytes),
                               format_bytes(config_.pool.max_budget_bytes)));
+  const std::uint32_t chunk_slots = memory_->slots_per_chunk();
   const std::uint64_t room = budget_bytes - std::min(budget_bytes, pool_overhead_);
-  const auto chunks =
-      static_cast<std::uint32_t>(std::min<std::uint64_t>(room / layout_.page_bytes / slots_per_chunk_, chunks_.size()));
-  if (std::uint64_t{chunks} * slots_per_chunk_ < least_slots_)
-    return Status(Code::kInvalidArgument,
-                  fmt::format("resize_pool: {} leave {} slots, by chunks of {}; one sequence needs {}",
-                              format_bytes(budget_bytes), std::uint64_t{chunks} * slots_per_chunk_, slots_per_chunk_,
-                              least_slots_));
+  const auto chunks = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(room / layout_.page_bytes / chunk_slots, memory_->chunk_count()));
+  if (std::uint64_t{chunks} * chunk_slots < least_slots_)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("resize_pool: {} leave {} slots, by chunks of {}; one sequence needs {}",
+                    format_bytes(budget_bytes), std::uint64_t{chunks} * chunk_slots, chunk_slots, least_slots_));
   if (running_steps_ != 0)
     return Status(Code::kUnavailable, "resize_pool: a step is being computed; try again after it");
-  const auto present = static_cast<std::uint32_t>(
-      std::count_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) { return chunk.slots != 0; }));
-  if (chunks > present) FIRN_TRY(check_growth((chunks - present) * slots_per_chunk_ * layout_.page_bytes));
+  const std::uint32_t present = memory_->chunks_present();
+  if (chunks > present) FIRN_TRY(check_growth(std::uint64_t{chunks - present} * chunk_slots * layout_.page_bytes));
   if (chunks >= present) {
     FIRN_TRY(ledger_->set_limit(Budget::kDevice, std::max(budget_bytes, ledger_->spent(Budget::kDevice))));
   }
@@ -79,33 +68,31 @@ Status ManagerImpl::check_growth(std::uint64_t more) const {
 Result<PoolResize> ManagerImpl::grow_pool(std::uint32_t chunks) {
   std::vector<std::uint32_t> taken;
   for (std::uint32_t at = 0; taken.size() < chunks; ++at) {
-    if (chunks_[at].slots != 0) continue;
-    if (const Status status = take_chunk(at); !status.ok()) {
-      for (const std::uint32_t back : taken) {
-        if (bytes_) device_->memory().free(chunks_[back].region);
-        chunks_[back] = {};
-      }
+    if (memory_->has_chunk(at)) continue;
+    if (const Status status = memory_->take_chunk(at); !status.ok()) {
+      for (const std::uint32_t back : taken) memory_->drop_chunk(back);
       return status.with_context("resize_pool: the pool stays as it was");
     }
     taken.push_back(at);
   }
-  for (const std::uint32_t at : taken) pool_->add_slots(1 + at * slots_per_chunk_, slots_per_chunk_);
+  const std::uint32_t chunk_slots = memory_->slots_per_chunk();
+  for (const std::uint32_t at : taken) pool_->add_slots(1 + at * chunk_slots, chunk_slots);
   return PoolResize{};
 }
 
 // The chunks with the least to move, and whether what has to leave them finds room. Changes nothing.
 Status ManagerImpl::plan_leaving(Leaving& leaving, std::uint32_t chunks) const {
-  std::vector<std::uint32_t> live(chunks_.size()), order;
+  std::vector<std::uint32_t> live(memory_->chunk_count()), order;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
     const SlotId slot{i};
     if (pool_->state(slot) == BlockPool::SlotState::kBound)
-      live[chunk_of(slot)] += !pool_->block(pool_->owner(slot)).candidate;
+      live[memory_->chunk_of(slot)] += !pool_->block(pool_->owner(slot)).candidate;
   }
-  for (std::uint32_t at = 0; at < chunks_.size(); ++at)
-    if (chunks_[at].slots != 0) order.push_back(at);
+  for (std::uint32_t at = 0; at < memory_->chunk_count(); ++at)
+    if (memory_->has_chunk(at)) order.push_back(at);
   std::stable_sort(order.begin(), order.end(),
                    [&](std::uint32_t a, std::uint32_t b) { return live[a] != live[b] ? live[a] < live[b] : a > b; });
-  leaving.chunk.resize(chunks_.size());
+  leaving.chunk.resize(memory_->chunk_count());
   for (std::uint32_t i = 0; i < chunks; ++i) leaving.chunk[order[i]] = 1;
 
   std::uint32_t free_elsewhere = 0, held = 0;
@@ -136,7 +123,7 @@ Status ManagerImpl::plan_leaving(Leaving& leaving, std::uint32_t chunks) const {
                     "and {} slots elsewhere are free or can be; preempt() or free a sequence first{}",
                     leaving.bound, held, free_elsewhere + evictable,
                     namespaces_.any_quota() ? ", or lower a floor" : ""));
-  const std::uint64_t going = std::uint64_t{chunks} * slots_per_chunk_;
+  const std::uint64_t going = std::uint64_t{chunks} * memory_->slots_per_chunk();
   if (spare_slots() < going && reserved_slots_ != 0)
     return Status(Code::kNoSpace, fmt::format("resize_pool: {} slots would go, and {} are kept for sequences (reserve)",
                                               going, reserved_slots_));
@@ -158,9 +145,8 @@ Status ManagerImpl::copy_leaving(const Leaving& leaving) {
     std::vector<CopyItem> items;
     for (const SlotMove& move : leaving.moves)
       for (std::uint32_t layer = 0; move.page_set == PageSetId{s} && layer < set.layer_count; ++layer)
-        items.push_back({slot_view(set, move.from, layer), slot_view(set, move.to, layer), kBlockTokens});
-    if (items.empty()) continue;
-    FIRN_ASSIGN(last_write_, device_->kernels().copy({set.kv, items}));
+        items.push_back({memory_->view(set, move.from, layer), memory_->view(set, move.to, layer), kBlockTokens});
+    if (!items.empty()) FIRN_TRY(memory_->copy(set.kv, items));
   }
   return {};
 }
@@ -208,23 +194,15 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
     pool_->bind(moved.to, id);
     if (!slot_serials_.empty()) slot_serials_[index(moved.to)] = slot_serials_[index(moved.from)];
   }
-  const Fence fence = bytes_ ? device_->timeline().last() : Fence{};
-  for (std::uint32_t at = 0; at < chunks_.size(); ++at) {
-    if (!leaving.chunk[at]) continue;
-    if (bytes_) retired_.push_back({chunks_[at].region, fence, std::move(chunks_[at].charge)});
-    chunks_[at] = {};
-  }
+  for (std::uint32_t at = 0; at < memory_->chunk_count(); ++at)
+    if (leaving.chunk[at]) memory_->retire_chunk(at);
   done.moved = std::move(leaving.moves);
   return done;
 }
 
 // Memory goes back when its last reader has finished, and only then is the budget smaller.
 void ManagerImpl::free_retired() {
-  while (!retired_.empty() && device_->timeline().passed(retired_.front().fence)) {
-    device_->memory().free(retired_.front().region);
-    retired_.pop_front();
-  }
-  if (elastic_ && retired_.empty() && ledger_->limit(Budget::kDevice) != config_.pool.budget_bytes)
+  if (memory_->free_retired() && elastic_ && ledger_->limit(Budget::kDevice) != config_.pool.budget_bytes)
     ledger_->set_limit(Budget::kDevice, config_.pool.budget_bytes).ok();  // not yet: at the next call
 }
 

@@ -144,7 +144,7 @@ void ManagerImpl::release(BlockId id, bool hot, bool exact, bool forget) {
     return;
   }
   note_live(id, false);
-  note_slot_left(block.slot);
+  memory_->note_left(block.slot);
   if (forget) forget_key(id, MissReason::kNone);
   settle(id);
 }
@@ -941,7 +941,7 @@ Result<StepPlan> ManagerImpl::plan_step(std::span<const StepRequest> requests) c
   const Granted moved =
       now.tokens < std::min<std::uint64_t>(wanted, max_rows_) ? grant(requests, movable_slots()) : now;
   plan.staging_bytes = cold_bytes;
-  plan.workspace_bytes = workspace_.bytes;
+  plan.workspace_bytes = workspace_->bytes;
   plan.chunk_limit = static_cast<std::uint32_t>(now.tokens);
   plan.chunk_limit_moved = static_cast<std::uint32_t>(std::max(now.tokens, moved.tokens));
   if (plan.chunk_limit != 0 || wanted == 0) return plan;
@@ -1000,9 +1000,8 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
   if (source.slot != SlotId::kNone) {
     std::vector<CopyItem> items;
     for (std::uint32_t layer = 0; layer < set.layer_count; ++layer)
-      items.push_back({slot_view(set, source.slot, layer), slot_view(set, slot, layer), tokens});
-    FIRN_ASSIGN(last_write_, device_->kernels().copy({set.kv, items}));
-    return {};
+      items.push_back({memory_->view(set, source.slot, layer), memory_->view(set, slot, layer), tokens});
+    return memory_->copy(set.kv, items);
   }
   // Its bytes are in a frame: decode that one block straight into the new slot.
   if (source.frame == FrameId::kNone)
@@ -1020,7 +1019,7 @@ Status ManagerImpl::copy_block(BlockId from, BlockId to, std::uint32_t tokens) {
                 .layer_count = set.layer_count,
                 .views = {},
                 .status = {}};
-  decode_slots(codec_for(frame), job, set, std::span(slots).first(frame.block_count), threads_);
+  memory_->decode(codec_for(frame), job, set, std::span(slots).first(frame.block_count), threads_);
   return job.status;
 }
 

@@ -1,32 +1,8 @@
-// slot_fences.cpp: slots that the device may still be reading after their block has left them.
-//
-// The device works in the order in which it was asked: what it writes into a slot for its next owner comes behind the
-// attention that still reads the last one. Only the host can overtake it, where it reaches the pool and decodes frames
-// straight into slots. So a slot that loses its block, or whose block loses its last reader, remembers the fence after
-// everything that was submitted until then; loads take slots whose fence has passed, and stay queued while too few
-// have.
+// slot_fences.cpp: which moves may run now, and which slots a load may have: those that the device has done with
+// (SlotMemory). Loads stay queued while too few are.
 #include "core/manager_impl.h"
 
 namespace firn {
-
-void ManagerImpl::note_slot_left(SlotId slot) {
-  if (!bytes_ || transfer_.host || slot == SlotId::kNone) return;  // nobody but the device writes slots
-  const Fence fence = device_->timeline().last();
-  if (device_->timeline().passed(fence)) return;
-  try {
-    busy_slots_.insert_or_assign(firn::index(slot), fence);
-  } catch (const std::bad_alloc&) {  // it cannot be remembered, so it is waited for here
-    device_->timeline().wait(fence).ok();
-  }
-}
-
-bool ManagerImpl::slot_busy(SlotId slot) {
-  const auto busy = busy_slots_.find(firn::index(slot));
-  if (busy == busy_slots_.end()) return false;
-  if (!device_->timeline().passed(busy->second)) return true;
-  busy_slots_.erase(busy);
-  return false;
-}
 
 // False sets blocked_on_. Without a worker a job is the caller's own time, so it does not begin what would first have
 // to wait for work that somebody else has given the device.
@@ -44,7 +20,7 @@ bool ManagerImpl::may_run(const Job& job, bool background) {
     blocked_on_ = job.fence;
     return false;
   }
-  if (transfer_.host) {
+  if (memory_->staged()) {
     const Fence last = device_->timeline().last();
     if (background || device_->timeline().passed(last)) return true;
     blocked_on_ = last;
@@ -55,8 +31,7 @@ bool ManagerImpl::may_run(const Job& job, bool background) {
 
 // Of the slots that a load may have, enough for it are out of the device's sight, or none is in it.
 bool ManagerImpl::slots_ready(std::uint32_t wanted) {
-  std::erase_if(busy_slots_, [&](const auto& busy) { return device_->timeline().passed(busy.second); });
-  if (busy_slots_.empty()) return true;
+  if (!memory_->any_busy()) return true;
   std::uint32_t ready = 0, busy = 0;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
     const BlockPool::SlotState state = pool_->state(SlotId{i});
@@ -66,11 +41,11 @@ bool ManagerImpl::slots_ready(std::uint32_t wanted) {
       idle = block.candidate && block.refs == 0 && block.frame != FrameId::kNone;
     }
     if (!idle) continue;
-    const auto found = busy_slots_.find(i);
-    if (found == busy_slots_.end()) {
+    const Fence* until = memory_->busy_until(SlotId{i});
+    if (until == nullptr) {
       if (++ready == wanted) return true;
-    } else if (busy++ == 0 || found->second.value < blocked_on_.value) {
-      blocked_on_ = found->second;
+    } else if (busy++ == 0 || until->value < blocked_on_.value) {
+      blocked_on_ = *until;
     }
   }
   return busy == 0;
@@ -79,7 +54,7 @@ bool ManagerImpl::slots_ready(std::uint32_t wanted) {
 SlotId ManagerImpl::take_free_idle_slot() {
   for (std::uint32_t left = pool_->free_slots(); left != 0; --left) {
     const SlotId slot = pool_->take_free_slot();
-    if (!slot_busy(slot)) return slot;
+    if (!memory_->busy(slot)) return slot;
     pool_->put_free_slot(slot, /*at_head=*/false);
   }
   return SlotId::kNone;

@@ -212,8 +212,8 @@ Violations ManagerImpl::verify() const {
   // Slots: each is the null slot, free, being filled, or one block's.
   std::uint32_t free_slots = 0, loading = 0, bound = 0, absent = 0;
   for (std::uint32_t i = 0; i < pool_->slot_count(); ++i) {
-    if (i != 0 && !chunks_.empty()) {
-      const bool chunk = chunks_[chunk_of(SlotId{i})].slots != 0;
+    if (i != 0 && memory_->chunk_count() != 0) {
+      const bool chunk = memory_->has_chunk(memory_->chunk_of(SlotId{i}));
       const bool there = pool_->state(SlotId{i}) != BlockPool::SlotState::kAbsent;
       if (chunk && !there) fail("slot {}: its chunk is there, and it is not", i);
       if (!chunk && there) fail("slot {}: its chunk is absent, and it is not: its memory may be gone", i);
@@ -360,16 +360,13 @@ Violations ManagerImpl::verify() const {
   const std::uint32_t over = strict_lossy() ? lossy_pending_ : 0;  // what commit made lossy is queued in any case
   if (stores_.size() > config_.mover.queue + over || loads_.size() > config_.mover.queue)
     fail("mover: {} stores and {} loads wait in queues of {}", stores_.size(), loads_.size(), config_.mover.queue);
-  std::uint64_t pool_bytes = 0;
-  for (const Chunk& chunk : chunks_) pool_bytes += chunk.region.bytes;
-  for (const Retired& retired : retired_) pool_bytes += retired.region.bytes;
+  for (const std::string& line : memory_->check()) fail("{}", line);
   const auto spent = [&](Account account, std::uint64_t parts) {
     if (ledger_->spent(account) != parts)
       fail("ledger: {} bytes spent on {}, its parts have {}", ledger_->spent(account), to_string(account), parts);
   };
-  spent(Account::kPool, pool_bytes);
-  spent(Account::kStaging, staging_.bytes + transfer_.bytes);
-  spent(Account::kWorkspace, workspace_.bytes);
+  spent(Account::kStaging, staging_->bytes + memory_->transfer_bytes());
+  spent(Account::kWorkspace, workspace_->bytes);
   std::size_t small = spare_.size();
   for (const auto& [number, seq] : sequences_) small += seq->small;
   for (const Deferred& deferred : deferred_) small += deferred.small;

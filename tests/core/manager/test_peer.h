@@ -23,7 +23,7 @@ struct ManagerTestPeer {
   static std::uint64_t& host_raw_bytes(Manager& manager) { return of(manager).host_raw_bytes_; }
   static std::mutex& mutex(Manager& manager) { return of(manager).mutex_; }
   static const Codec* lossy(Manager& manager) { return of(manager).lossy_.get(); }
-  static const std::byte* slot_bytes(Manager& manager, SlotId slot) { return of(manager).slot_host(slot); }
+  static const std::byte* slot_bytes(Manager& manager, SlotId slot) { return of(manager).memory_->host(slot); }
   // What a frame decodes to, block after block; empty: it does not.
   static std::vector<std::byte> decoded(Manager& manager, FrameId id) {
     ManagerImpl& impl = of(manager);
@@ -33,12 +33,12 @@ struct ManagerTestPeer {
     std::vector<BlockView> views;
     for (std::uint32_t layer = 0; layer < set.layer_count; ++layer)
       for (std::uint8_t i = 0; i < frame.block_count; ++i)
-        views.push_back(ManagerImpl::block_view(
-            set, reinterpret_cast<DeviceAddress>(bytes.data()) + i * impl.layout_.page_bytes, layer));
+        views.push_back(
+            block_view(set, reinterpret_cast<DeviceAddress>(bytes.data()) + i * impl.layout_.page_bytes, layer));
     const MemoryTier::Pin pin = impl.host_->find(frame.key);
     if (!pin) return {};
     DecodeJob job{.frame = pin.bytes(),
-                  .shape = ManagerImpl::extent_shape(set, frame.block_count),
+                  .shape = extent_shape(set, frame.block_count),
                   .label = impl.label_of(frame),
                   .layer = 0,
                   .layer_count = set.layer_count,
@@ -49,7 +49,7 @@ struct ManagerTestPeer {
   }
   static std::uint32_t& kept_by_readers(Manager& manager) { return of(manager).all_kept_back_.reader; }
   static std::uint32_t& chunk_slots(Manager& manager, std::uint32_t slot) {
-    return of(manager).chunks_[of(manager).chunk_of(SlotId{slot})].slots;
+    return of(manager).memory_->chunks_[of(manager).memory_->chunk_of(SlotId{slot})].slots;
   }
   static std::uint32_t& reserved_in(Manager& manager, std::string_view name) {
     return of(manager).namespaces_[*of(manager).namespaces_.find(name)].reserved;
