@@ -9,7 +9,6 @@
 #include <algorithm>
 
 #include "core/base/attention.h"
-#include "core/base/no_throw.h"
 #include "core/manager_impl.h"
 
 namespace firn {
@@ -17,7 +16,7 @@ namespace firn {
 struct ManagerImpl::Wave {
   std::vector<AttendItem> items;
   std::vector<BlockView> views;
-  std::vector<Staged> staged;
+  std::vector<StagedFrame> staged;
   std::uint32_t staging_blocks = 0;
   std::uint64_t partial_rows = 0;
   // Where the next wave goes on.
@@ -150,8 +149,6 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
   const PageSet& set = layout_.sets[index(page_set)];
   const KvShape& kv = set.kv;
   const std::uint64_t partials_bytes = workspace_->bytes / 2, row_bytes = Kernels::state_bytes(kv, set.query_heads, 1);
-  const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
-  const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
   wave.clear();
   for (; wave.next_rows < rows.size(); ++wave.next_rows, wave.next_split = 0) {
     const StepRows& part = rows[wave.next_rows];
@@ -169,7 +166,7 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
       const std::uint32_t partial_rows = part.row_count <= kPartialRows ? part.row_count : 0;
       const bool fits = partial_table_bytes(wave.items.size() + 1) + (wave.partial_rows + partial_rows) * row_bytes <=
                             partials_bytes &&
-                        wave.staging_blocks + cold <= staging_blocks_;
+                        wave.staging_blocks + cold <= staging_.blocks();
       if (!wave.items.empty() && !fits) return {};
       FIRN_CHECK(fits);  // one split always does: set_up sized both for it
       wave.items.push_back({.row = part.row,
@@ -194,85 +191,57 @@ Status ManagerImpl::plan_wave(Wave& wave, PageSetId page_set, std::span<const St
                         fmt::format("attend: sequence {} lost its tokens from position {} {}; rewind to "
                                     "usable_tokens() and compute them again",
                                     index(part.seq), i * kBlockTokens, why_lost(*find_sequence(part.seq))));
-        const DeviceAddress base = staging_->address + wave.staging_blocks++ * staged_bytes;
-        const BlockView view{.k = base,
-                             .v = base + kBlockTokens * kv.key_bytes(),
-                             .token_stride = k_row,
-                             .head_stride = kBlockTokens * k_row,
-                             .v_token_stride = v_row,
-                             .v_head_stride = kBlockTokens * v_row};
-        wave.views.push_back(view);
-        auto staged = std::find_if(wave.staged.rbegin(), wave.staged.rend(),
-                                   [&](const Staged& other) { return other.frame == block.frame; });
-        // A second reader of the same block (two sequences, one prefix) gets its own copy: a wave is short.
-        if (staged == wave.staged.rend() || staged->views[block.frame_index].k != 0) {
-          const Frame& frame = frames_->frame(block.frame);
-          wave.staged.push_back({.pin = host_->find(frame.key),
-                                 .frame = block.frame,
-                                 .views = {},
-                                 .label = label_of(frame),
-                                 .codec = &codec_for(frame),
-                                 .block_count = frame.block_count,
-                                 .wanted = 0,
-                                 .generation = frame.generation});
-          staged = wave.staged.rbegin();
-        }
-        staged->views[block.frame_index] = view;
-        ++staged->wanted;
+        wave.views.push_back(stage(wave.staged, wave.staging_blocks++, set, block));
       }
     }
   }
   return {};
 }
 
-// Decodes one layer of what a wave stages. Without the lock.
-Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged) {
-  if (staged.empty()) return {};
-  // Attention that was started earlier may still read what this overwrites.
-  FIRN_TRY(device_->timeline().wait(staging_read_));
-  for (Staged& part : staged)
-    for (BlockView& view : part.views) {  // where the host writes what the device reads
-      if (view.k == 0) continue;
-      view.k = reinterpret_cast<DeviceAddress>(staging_->host) + (view.k - staging_->address);
-      view.v = reinterpret_cast<DeviceAddress>(staging_->host) + (view.v - staging_->address);
-    }
-  std::vector<DecodeJob> jobs;
-  for (const Staged& part : staged)
-    jobs.push_back({.frame = part.pin.bytes(),
-                    .shape = extent_shape(set, part.block_count),
-                    .label = part.label,
-                    .layer = layer,
-                    .layer_count = 1,
-                    .views = std::span(part.views).first(part.block_count),
-                    .status = {}});
-  // Jobs of one codec together, in their order.
-  for (std::size_t first = 0; first < jobs.size();) {
-    std::size_t end = first + 1;
-    while (end < jobs.size() && staged[end].codec == staged[first].codec) ++end;
-    const std::span<DecodeJob> some = std::span(jobs).subspan(first, end - first);
-    const Status status = no_throw([&] {
-      staged[first].codec->decode(some, threads_);
-      return Status();
-    });
-    for (DecodeJob& job : some)
-      if (!status.ok()) job.status = status;
-    first = end;
+// Puts one cold block among what is staged, as number `at`; where the device will read it. Under the lock: its frame is
+// pinned.
+BlockView ManagerImpl::stage(std::vector<StagedFrame>& staged, std::uint32_t at, const PageSet& set,
+                             const Block& block) const {
+  const BlockView view = staging_.place(set, at);
+  auto found = std::find_if(staged.rbegin(), staged.rend(),
+                            [&](const StagedFrame& other) { return other.frame == block.frame; });
+  // A second reader of the same block (two sequences, one prefix) gets its own copy: a wave is short.
+  if (found == staged.rend() || found->views[block.frame_index].k != 0) {
+    const Frame& frame = frames_->frame(block.frame);
+    staged.push_back({.pin = host_->find(frame.key),
+                      .frame = block.frame,
+                      .views = {},
+                      .label = label_of(frame),
+                      .codec = &codec_for(frame),
+                      .block_count = frame.block_count,
+                      .wanted = 0,
+                      .generation = frame.generation,
+                      .status = {}});
+    found = staged.rbegin();
   }
+  found->views[block.frame_index] = view;
+  ++found->wanted;
+  return view;
+}
 
+// One layer of what is staged, without the lock; a frame that does not decode is dropped.
+Status ManagerImpl::decode_staged(const PageSet& set, std::uint32_t layer, std::vector<StagedFrame>& staged) {
+  if (staged.empty()) return {};
+  FIRN_TRY(staging_.decode(device_->timeline(), set, layer, staged, threads_));
   Lock lock(mutex_);
   Status failure;
   for (std::size_t i = 0; i < staged.size(); ++i) {
     ++counters_.frames_read;
     counters_.blocks_staged += staged[i].wanted;
-    if (jobs[i].status.ok()) continue;
-    failure = jobs[i].status;
+    if (staged[i].status.ok()) continue;
+    failure = staged[i].status;
     if (failure.code() == Code::kNoSpace) continue;  // no memory to decode it with: the frame is as good as before
     ++counters_.frames_failed;
     const FrameId frame = staged[i].frame;
     staged[i].pin = {};
-    // Other parts of the wave may read the same frame; the last of them to fail drops it.
+    // Others that are staged may read the same frame; the last of them to fail drops it.
     const bool read_again = std::any_of(staged.begin() + static_cast<std::ptrdiff_t>(i) + 1, staged.end(),
-                                        [&](const Staged& other) { return other.frame == frame; });
+                                        [&](const StagedFrame& other) { return other.frame == frame; });
     if (!read_again && frames_->frame(frame).in_use && frames_->frame(frame).generation == staged[i].generation &&
         frames_->frame(frame).in_flight == 0)
       drop_frame(frame, MissReason::kLoadFailed);
@@ -340,7 +309,7 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
     last = wave.next_rows == rows.size();
     // Slots were planned for layer 0; staging has one layer only.
     for (BlockView& view : wave.views) {
-      if (view.k == 0 || (view.k >= staging_->address && view.k < staging_->address + staging_->bytes)) continue;
+      if (view.k == 0 || staging_.holds(view)) continue;
       view.k += (layer - set.first_layer) * layer_bytes;
       view.v += (layer - set.first_layer) * layer_bytes;
     }
@@ -364,7 +333,7 @@ Result<Fence> ManagerImpl::attend(std::uint32_t layer, std::span<const StepRows>
                                                   .mass = params.mass,
                                                   .mass_blocks = params.mass_blocks,
                                                   .mass_scratch = params.mass_scratch}));
-    if (!wave.staged.empty()) staging_read_ = fence;
+    if (!wave.staged.empty()) staging_.note_read(fence);
   }
   Lock lock(mutex_);
   if (attending.on) {

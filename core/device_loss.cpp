@@ -64,7 +64,7 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
   constexpr std::string_view kUnchanged = "replace_device: nothing has changed, and it may be tried again";
   Result<OwnedRegion> workspace = OwnedRegion::allocate(next_device.memory(), RegionUse::kWorkspace, workspace_->bytes);
   FIRN_TRY(workspace.status().with_context(kUnchanged));
-  Result<OwnedRegion> staging = OwnedRegion::allocate(next_device.memory(), RegionUse::kStaging, staging_->bytes);
+  Result<OwnedRegion> staging = OwnedRegion::allocate(next_device.memory(), RegionUse::kStaging, staging_.bytes());
   FIRN_TRY(staging.status().with_context(kUnchanged));
   Result<SlotMemory::Replacement> slots = memory_->prepare(next_device, /*with_transfer=*/host_ != nullptr);
   FIRN_TRY(slots.status().with_context(kUnchanged));
@@ -74,13 +74,13 @@ Result<DeviceLoss> ManagerImpl::replace_device(Device* device) {
     small_sequences_ -= deferred.small ? 1 : 0;
   }
   workspace_ = std::move(workspace).value();
-  staging_ = std::move(staging).value();
+  staging_.move_to(std::move(staging).value());
   memory_->move_to(next_device, std::move(slots).value());
   lost_handles_.push_back(device_->timeline().last().handle);
   lost_devices_.push_back(std::exchange(own_device_, std::move(own)));  // the engine may have regions there still
   device_ = &next_device;
   if (host_) memory_->import_arenas(host_->arenas(), *codec_);
-  staging_read_ = blocked_on_ = attended_ = {};
+  blocked_on_ = attended_ = {};
 
   DeviceLoss loss;
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i)

@@ -25,12 +25,11 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
   if (!memory_->readable())
     return Status(Code::kUnavailable, "gather: this device's memory is not visible to the host");
   const std::uint64_t end = std::uint64_t{first} + count;
-  const std::uint64_t staged_bytes = kBlockTokens * kv.token_bytes();
   struct Waiting {  // rows that are being decoded
     BlockView view;
     std::uint32_t first, count, done;
   };
-  std::vector<Staged> staged;
+  std::vector<StagedFrame> staged;
   std::vector<Waiting> waiting;
   std::lock_guard one_at_a_time(attend_mutex_);  // staging is one
   for (std::uint32_t done = 0; done < count || count == 0;) {
@@ -69,32 +68,8 @@ Status ManagerImpl::gather(SeqId id, std::uint32_t layer, std::uint32_t first, s
                                     "usable_tokens() and compute them again",
                                     index(id), position / kBlockTokens * kBlockTokens, why_lost(*seq)));
         } else {
-          const std::uint32_t k_row = kv.head_dim * bytes_of(kv.dtype), v_row = kv.value_dim * bytes_of(kv.dtype);
-          const DeviceAddress base = staging_->address + waiting.size() * staged_bytes;
-          BlockView view{.k = base,
-                         .v = base + kBlockTokens * kv.key_bytes(),
-                         .token_stride = k_row,
-                         .head_stride = kBlockTokens * k_row,
-                         .v_token_stride = v_row,
-                         .v_head_stride = kBlockTokens * v_row};
-          auto part = std::find_if(staged.rbegin(), staged.rend(),
-                                   [&](const Staged& other) { return other.frame == block.frame; });
-          if (part == staged.rend()) {
-            const Frame& frame = frames_->frame(block.frame);
-            staged.push_back({.pin = host_->find(frame.key),
-                              .frame = block.frame,
-                              .views = {},
-                              .label = label_of(frame),
-                              .codec = &codec_for(frame),
-                              .block_count = frame.block_count,
-                              .wanted = 0,
-                              .generation = frame.generation});
-            part = staged.rbegin();
-          }
-          part->views[block.frame_index] = view;
-          ++part->wanted;
-          const DeviceAddress host = reinterpret_cast<DeviceAddress>(staging_->host);
-          view.k = host + (view.k - staging_->address), view.v = host + (view.v - staging_->address);
+          const BlockView view =
+              staging_.on_host(stage(staged, static_cast<std::uint32_t>(waiting.size()), set, block));
           waiting.push_back({view, token, rows, done});
         }
         done += rows;

@@ -188,6 +188,7 @@ Status ManagerImpl::size_pool() {
   std::uint64_t budget = config_.pool.budget_bytes;
   max_rows_ = std::max(1u, config_.pool.max_step_tokens);
   std::uint64_t workspace_bytes = 0, staging_bytes = 0;
+  std::uint32_t staging_blocks = 0;
   if (bytes_) {
     // Accumulators of every row, and the partial results of at least one split for every row.
     while (max_rows_ > 16 && 2 * state_bytes(max_rows_) > budget / 8) max_rows_ /= 2;
@@ -198,7 +199,7 @@ Status ManagerImpl::size_pool() {
       const std::uint64_t wanted =
           config_.pool.staging_bytes != 0 ? config_.pool.staging_bytes : std::min(budget / 8, kMaxAutoStagingBytes);
       staging_bytes = std::max(split_bytes, wanted / split_bytes * split_bytes);
-      staging_blocks_ = static_cast<std::uint32_t>(staging_bytes / (kBlockTokens * layer_token_bytes));
+      staging_blocks = static_cast<std::uint32_t>(staging_bytes / (kBlockTokens * layer_token_bytes));
     }
   }
   config_.pool.max_step_tokens = max_rows_;
@@ -306,7 +307,7 @@ Status ManagerImpl::size_pool() {
   // What grows while nothing may fail has its room from here on.
   spare_.reserve(kSmallSequences);
   constexpr std::size_t kOtherPins = 64;
-  if (config_.host.budget_bytes != 0) erase_later_.reserve(staging_blocks_ + kOtherPins);
+  if (config_.host.budget_bytes != 0) erase_later_.reserve(staging_blocks + kOtherPins);
   events_ = std::make_unique<EventLog>(config_.events.capacity, block_count);
   if (config_.pool.zero_on_free) slot_serials_.assign(slot_count, 0);
   if (lossy_) exact_refs_.assign(block_count, 0);
@@ -321,7 +322,8 @@ Status ManagerImpl::size_pool() {
     FIRN_ASSIGN(workspace_, take(Account::kWorkspace, RegionUse::kWorkspace, workspace_bytes));
   }
   if (staging_bytes != 0) {
-    FIRN_ASSIGN(staging_, take(Account::kStaging, RegionUse::kStaging, staging_bytes));
+    FIRN_ASSIGN(OwnedRegion region, take(Account::kStaging, RegionUse::kStaging, staging_bytes));
+    staging_ = Staging(std::move(region), staging_blocks);
   }
   if (transfer_bytes != 0) FIRN_TRY(memory_->take_transfer());
   if (!elastic_) return memory_->take(static_cast<std::uint32_t>(slots));

@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/attention/staging.h"
 #include "core/base/owned_region.h"
 #include "core/block_pool.h"
 #include "core/blocks/slot_memory.h"
@@ -192,17 +193,6 @@ class ManagerImpl final : public Manager {
     const KeyExtras* extras = nullptr;  // borrowed; null: none
     std::uint32_t max_tokens = ~0u;
     bool drop_last = false;
-  };
-  // One decode of one layer of one frame into staging.
-  struct Staged {
-    MemoryTier::Pin pin;
-    FrameId frame = FrameId::kNone;
-    std::array<BlockView, kMaxExtentBlocks> views{};
-    FrameLabel label;
-    const Codec* codec = nullptr;
-    std::uint32_t block_count = 0;
-    std::uint32_t wanted = 0;      // blocks decoded
-    std::uint32_t generation = 0;  // of the frame
   };
   struct Wave;  // attention.cpp
 
@@ -501,7 +491,8 @@ class ManagerImpl final : public Manager {
     return PageSetId{static_cast<std::uint8_t>(layer / layout_.sets[0].layer_count)};
   }
   Status plan_wave(Wave& wave, PageSetId page_set, std::span<const StepRows> rows) const;
-  Status decode_staged(const PageSet& set, std::uint32_t layer, std::vector<Staged>& staged);
+  BlockView stage(std::vector<StagedFrame>& staged, std::uint32_t at, const PageSet& set, const Block& block) const;
+  Status decode_staged(const PageSet& set, std::uint32_t layer, std::vector<StagedFrame>& staged);
 
   Config config_;
   ModelSpec model_;
@@ -545,10 +536,9 @@ class ManagerImpl final : public Manager {
   bool attending_ = false;   // some attend call reads slots
   Fence attended_;           // after the newest of them
   std::mutex attend_mutex_;  // who uses staging and workspace; taken before the manager's mutex
-  OwnedRegion staging_, workspace_;
-  Fence staging_read_;  // after the newest attention that reads staging
+  Staging staging_;
+  OwnedRegion workspace_;
   std::uint32_t max_rows_ = 0;
-  std::uint32_t staging_blocks_ = 0;  // blocks of one layer that staging holds
 
   std::unique_ptr<Codec> codec_;           // exact: of windows, sinks, and all where no lossy codec was asked for
   std::unique_ptr<Codec> lossy_;           // null: everything is exact

@@ -365,7 +365,7 @@ Violations ManagerImpl::verify() const {
     if (ledger_->spent(account) != parts)
       fail("ledger: {} bytes spent on {}, its parts have {}", ledger_->spent(account), to_string(account), parts);
   };
-  spent(Account::kStaging, staging_->bytes + memory_->transfer_bytes());
+  spent(Account::kStaging, staging_.bytes() + memory_->transfer_bytes());
   spent(Account::kWorkspace, workspace_->bytes);
   std::size_t small = spare_.size();
   for (const auto& [number, seq] : sequences_) small += seq->small;
