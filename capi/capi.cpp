@@ -12,7 +12,6 @@
 #include <exception>
 #include <memory>
 #include <new>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "capi/calls.h"
+#include "core/json_text.h"
 #include "firn/firn.h"
 #include "firn/manager.h"
 
@@ -40,10 +40,10 @@ namespace {
 
 using firn::Code;
 using firn::index;
+using firn::JsonText;
 using firn::Manager;
 using firn::Result;
 using firn::Status;
-using Json = nlohmann::ordered_json;
 
 static_assert(sizeof(firn_key) == sizeof(firn::Key) && alignof(firn_key) == alignof(firn::Key));
 static_assert(FIRN_BLOCK_TOKENS == firn::kBlockTokens && std::is_same_v<firn_token, firn::TokenId>);
@@ -270,7 +270,8 @@ void give_text(const std::string& text, char** to) {
 }
 
 // Text that came from outside may be anything; JSON is UTF-8.
-std::string text_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+// One line of it.
+JsonText json_line() { return JsonText(JsonText::Layout::kOneLine); }
 
 // --- both ways ---
 
@@ -571,14 +572,26 @@ firn_code firn_config_json(const firn_config* config, char** json) {
   return guarded([&]() -> Status {
     FIRN_TRY(need({{config, "config"}, {json, "json"}}));
     FIRN_ASSIGN(const firn::LoadedConfig loaded, load(config));
-    Json out = {{"settings", Json::array()}, {"warnings", loaded.warnings}};
-    for (const firn::ConfigSetting& setting : loaded.settings)
-      out["settings"].push_back({{"key", setting.key},
-                                 {"value", setting.value},
-                                 {"origin", origin_name(setting.origin.kind)},
-                                 {"where", setting.origin.where},
-                                 {"description", setting.description}});
-    give_text(text_of(out), json);
+    JsonText out = json_line();
+    out.begin_object();
+    out.key("settings");
+    out.begin_array();
+    for (const firn::ConfigSetting& setting : loaded.settings) {
+      out.begin_object();
+      out.field("key", setting.key);
+      out.field("value", setting.value);
+      out.field("origin", origin_name(setting.origin.kind));
+      out.field("where", setting.origin.where);
+      out.field("description", setting.description);
+      out.end_object();
+    }
+    out.end_array();
+    out.key("warnings");
+    out.begin_array();
+    for (const std::string& warning : loaded.warnings) out.value(warning);
+    out.end_array();
+    out.end_object();
+    give_text(out.take(), json);
     return {};
   });
 }
@@ -1048,15 +1061,20 @@ firn_code firn_release_lease(firn_manager* manager, firn_lease lease, int32_t* r
 
 firn_code firn_leases_json(const firn_manager* manager, char** json) {
   return on(manager, {{json, "json"}}, [&](Manager& m) {
-    Json out = Json::array();
-    for (const firn::LeaseInfo& lease : m.leases())
-      out.push_back({{"id", index(lease.id)},
-                     {"owner", lease.owner},
-                     {"blocks", lease.blocks},
-                     {"bytes", lease.bytes},
-                     {"acquired_ns", lease.acquired.ns},
-                     {"deadline_ns", lease.deadline.ns}});
-    return give_text(text_of(out), json), Status();
+    JsonText out = json_line();
+    out.begin_array();
+    for (const firn::LeaseInfo& lease : m.leases()) {
+      out.begin_object();
+      out.field("id", index(lease.id));
+      out.field("owner", lease.owner);
+      out.field("blocks", lease.blocks);
+      out.field("bytes", lease.bytes);
+      out.field("acquired_ns", lease.acquired.ns);
+      out.field("deadline_ns", lease.deadline.ns);
+      out.end_object();
+    }
+    out.end_array();
+    return give_text(out.take(), json), Status();
   });
 }
 
@@ -1137,14 +1155,24 @@ firn_code firn_explain_json(const firn_manager* manager, const firn_token* token
     FIRN_ASSIGN(const std::span<const firn_token> given, read_tokens(tokens, token_count));
     FIRN_ASSIGN(const firn::BeginOptions options, begin_options(params));
     const firn::Explanation why = m.explain(given, options);
-    Json out = {{"text", why.text}, {"first_miss", why.first_miss}, {"blocks", Json::array()}};
-    for (const firn::BlockVerdict& block : why.blocks)
-      out["blocks"].push_back({{"key", firn::to_hex(block.key)},
-                               {"reason", firn::to_string(block.reason)},
-                               {"tiers", block.tiers},
-                               {"fidelity", firn::to_string(block.fidelity)},
-                               {"shared", block.shared}});
-    give_text(text_of(out), json);
+    JsonText out = json_line();
+    out.begin_object();
+    out.field("text", why.text);
+    out.field("first_miss", why.first_miss);
+    out.key("blocks");
+    out.begin_array();
+    for (const firn::BlockVerdict& block : why.blocks) {
+      out.begin_object();
+      out.field("key", firn::to_hex(block.key));
+      out.field("reason", firn::to_string(block.reason));
+      out.field("tiers", block.tiers);
+      out.field("fidelity", firn::to_string(block.fidelity));
+      out.field("shared", block.shared);
+      out.end_object();
+    }
+    out.end_array();
+    out.end_object();
+    give_text(out.take(), json);
     return {};
   });
 }
@@ -1165,41 +1193,60 @@ firn_code firn_stat(const firn_manager* manager, const char* name, double* value
 firn_code firn_ledger_json(const firn_manager* manager, char** json) {
   return on(manager, {{json, "json"}}, [&](Manager& m) {
     const firn::Ledger& ledger = m.ledger();
-    Json out;
+    JsonText out = json_line();
+    out.begin_object();
     for (int i = 0; i < static_cast<int>(firn::Budget::kCount); ++i) {
       const auto budget = static_cast<firn::Budget>(i);
-      out[std::string(to_string(budget))] = {
-          {"limit", ledger.limit(budget)}, {"spent", ledger.spent(budget)}, {"peak", ledger.peak(budget)}};
+      out.key(to_string(budget));
+      out.begin_object();
+      out.field("limit", ledger.limit(budget));
+      out.field("spent", ledger.spent(budget));
+      out.field("peak", ledger.peak(budget));
+      out.key("accounts");
+      out.begin_object();
+      for (int j = 0; j < static_cast<int>(firn::Account::kCount); ++j)
+        if (const auto account = static_cast<firn::Account>(j); budget_of(account) == budget)
+          out.field(to_string(account), ledger.spent(account));
+      out.end_object();
+      out.end_object();
     }
-    for (int i = 0; i < static_cast<int>(firn::Account::kCount); ++i) {
-      const auto account = static_cast<firn::Account>(i);
-      out[std::string(to_string(budget_of(account)))]["accounts"][std::string(to_string(account))] =
-          ledger.spent(account);
-    }
-    return give_text(text_of(out), json), Status();
+    out.end_object();
+    return give_text(out.take(), json), Status();
   });
 }
 
 firn_code firn_layout_json(const firn_manager* manager, char** json) {
   return on(manager, {{json, "json"}}, [&](Manager& m) {
     const firn::PageLayout& layout = m.layout();
-    Json out = {{"page_bytes", layout.page_bytes}, {"layer_count", layout.layer_count}, {"page_sets", Json::array()}};
-    for (const firn::PageSet& set : layout.sets)
-      out["page_sets"].push_back({{"group", index(set.group)},
-                                  {"kind", static_cast<int>(set.kind)},
-                                  {"first_layer", set.first_layer},
-                                  {"layer_count", set.layer_count},
-                                  {"window", set.window},
-                                  {"block_bytes", set.block_bytes()}});
-    return give_text(text_of(out), json), Status();
+    JsonText out = json_line();
+    out.begin_object();
+    out.field("page_bytes", layout.page_bytes);
+    out.field("layer_count", layout.layer_count);
+    out.key("page_sets");
+    out.begin_array();
+    for (const firn::PageSet& set : layout.sets) {
+      out.begin_object();
+      out.field("group", index(set.group));
+      out.field("kind", static_cast<int>(set.kind));
+      out.field("first_layer", set.first_layer);
+      out.field("layer_count", set.layer_count);
+      out.field("window", set.window);
+      out.field("block_bytes", set.block_bytes());
+      out.end_object();
+    }
+    out.end_array();
+    out.end_object();
+    return give_text(out.take(), json), Status();
   });
 }
 
 firn_code firn_effective_config_json(const firn_manager* manager, char** json) {
   return on(manager, {{json, "json"}}, [&](Manager& m) {
-    Json out;
-    for (const firn::ConfigSetting& setting : firn::settings_of(m.config())) out[setting.key] = setting.value;
-    return give_text(text_of(out), json), Status();
+    JsonText out = json_line();
+    out.begin_object();
+    for (const firn::ConfigSetting& setting : firn::settings_of(m.config())) out.field(setting.key, setting.value);
+    out.end_object();
+    return give_text(out.take(), json), Status();
   });
 }
 
@@ -1244,7 +1291,13 @@ firn_code firn_reuse_order(const firn_manager* manager, uint32_t* slots, size_t 
 firn_code firn_verify(const firn_manager* manager, size_t* violations, char** json) {
   return on(manager, {{violations, "violations"}}, [&](Manager& m) {
     const firn::Violations broken = m.verify();
-    if (json) give_text(text_of(Json(broken)), json);
+    if (json) {
+      JsonText out = json_line();
+      out.begin_array();
+      for (const std::string& line : broken) out.value(line);
+      out.end_array();
+      give_text(out.take(), json);
+    }
     *violations = broken.size();
     return Status();
   });

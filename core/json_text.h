@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdint>
 #include <iterator>
 #include <string>
@@ -14,6 +15,8 @@ namespace firn {
 
 class JsonText {
  public:
+  enum class Layout : std::uint8_t { kLines, kOneLine };
+  explicit JsonText(Layout layout = Layout::kLines) : lines_(layout == Layout::kLines) {}
   void begin_object() { open('{'); }
   void begin_array() { open('['); }
   void end_object() { close('}'); }
@@ -21,7 +24,7 @@ class JsonText {
   void key(std::string_view name) {
     separate();
     quoted(name);
-    text_ += ": ";
+    text_ += lines_ ? ": " : ":";
     after_key_ = true;
   }
   template <class Value>
@@ -29,6 +32,11 @@ class JsonText {
     separate();
     if constexpr (std::is_same_v<Value, bool>) {
       text_ += value ? "true" : "false";
+    } else if constexpr (std::is_floating_point_v<Value>) {
+      if (std::isfinite(value))
+        fmt::format_to(std::back_inserter(text_), "{}", value);
+      else
+        text_ += "null";
     } else if constexpr (std::is_arithmetic_v<Value>) {
       fmt::format_to(std::back_inserter(text_), "{}", value);
     } else {
@@ -49,8 +57,8 @@ class JsonText {
       return;
     }
     if (depth_ == 0) return;
-    text_ += fresh_ ? "\n" : ",\n";
-    text_.append(depth_, ' ');
+    if (!fresh_) text_ += ',';
+    new_line();
     fresh_ = false;
   }
   void open(char bracket) {
@@ -61,10 +69,7 @@ class JsonText {
   }
   void close(char bracket) {
     --depth_;
-    if (!fresh_) {
-      text_ += '\n';
-      text_.append(depth_, ' ');
-    }
+    if (!fresh_) new_line();
     text_ += bracket;
     fresh_ = false;
   }
@@ -102,6 +107,13 @@ class JsonText {
     return bytes;
   }
 
+  void new_line() {
+    if (!lines_) return;
+    text_ += '\n';
+    text_.append(depth_, ' ');
+  }
+
+  bool lines_;
   std::string text_;
   std::size_t depth_ = 0;
   bool fresh_ = false, after_key_ = false;

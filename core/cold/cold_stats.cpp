@@ -1,8 +1,7 @@
 // cold_stats.cpp: words and figures of ColdCache.
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
+#include "core/json_text.h"
 #include "firn/cold_cache.h"
 
 namespace firn {
@@ -94,9 +93,11 @@ std::vector<StatFigure> figures(const ColdStats& stats) {
 }
 
 std::string stats_json(const ColdStats& stats) {
-  nlohmann::ordered_json json;
-  for (const StatFigure& figure : figures(stats)) json[figure.name] = static_cast<std::uint64_t>(figure.value);
-  return json.dump();
+  JsonText json(JsonText::Layout::kOneLine);
+  json.begin_object();
+  for (const StatFigure& figure : figures(stats)) json.field(figure.name, static_cast<std::uint64_t>(figure.value));
+  json.end_object();
+  return json.take();
 }
 
 }  // namespace firn

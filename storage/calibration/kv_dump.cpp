@@ -7,6 +7,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/base/json_value.h"
 #include "storage/codec/bytes.h"
 #include "storage/codec/lossy_kernels.h"
 
@@ -73,17 +74,17 @@ std::vector<std::byte> head_of(const ModelSpec& model, const std::vector<KvWindo
 
 Status corrupt(std::string what) { return Status(Code::kCorrupt, "kv dump: " + what); }
 
-Result<std::uint64_t> number(const Json& object, const char* field, std::uint64_t most) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > most)
+Result<std::uint64_t> number(const JsonValue& object, const char* field, std::uint64_t most) {
+  const JsonValue* const found = object.find(field);
+  if (found == nullptr || !found->is_unsigned() || found->as_unsigned() > most)
     return corrupt(fmt::format("{} is not a number of 0 to {}", field, most));
-  return found->get<std::uint64_t>();
+  return found->as_unsigned();
 }
 
-Result<Digest> digest_of(const Json& description) {
-  const auto found = description.find("weights");
+Result<Digest> digest_of(const JsonValue& description) {
+  const JsonValue* const found = description.find("weights");
   Digest digest;
-  const std::string hex = found != description.end() && found->is_string() ? found->get<std::string>() : "";
+  const std::string hex = found != nullptr && found->is_text() ? found->as_text() : "";
   if (hex.size() != 64 || hex.find_first_not_of("0123456789abcdef") != std::string::npos)
     return corrupt("weights are not 64 hexadecimal digits");
   for (std::size_t i = 0; i < 32; ++i)
@@ -97,23 +98,24 @@ struct Entry {
   std::uint64_t begin = 0, end = 0;
 };
 
-Result<Entry> entry_of(const Json& header, const std::string& name) {
-  const auto found = header.find(name);
-  if (found == header.end() || !found->is_object()) return corrupt(name + " is missing");
-  const auto dtype = found->find("dtype"), shape = found->find("shape"), offsets = found->find("data_offsets");
-  if (dtype == found->end() || !dtype->is_string() || shape == found->end() || !shape->is_array() ||
-      shape->size() > 4 || offsets == found->end() || !offsets->is_array() || offsets->size() != 2)
+Result<Entry> entry_of(const JsonValue& header, const std::string& name) {
+  const JsonValue* const found = header.find(name);
+  if (found == nullptr || !found->is_object()) return corrupt(name + " is missing");
+  const JsonValue *const dtype = found->find("dtype"), *const shape = found->find("shape"),
+                         *const offsets = found->find("data_offsets");
+  if (dtype == nullptr || !dtype->is_text() || shape == nullptr || !shape->is_array() || shape->items().size() > 4 ||
+      offsets == nullptr || !offsets->is_array() || offsets->items().size() != 2)
     return corrupt(name + " is not described as a tensor is");
   Entry entry;
-  entry.dtype = dtype->get<std::string>();
-  for (const Json& extent : *shape) {
-    if (!extent.is_number_unsigned()) return corrupt(name + ": shape is not of numbers");
-    entry.shape.push_back(extent.get<std::uint64_t>());
+  entry.dtype = dtype->as_text();
+  for (const JsonValue& extent : shape->items()) {
+    if (!extent.is_unsigned()) return corrupt(name + ": shape is not of numbers");
+    entry.shape.push_back(extent.as_unsigned());
   }
-  if (!(*offsets)[0].is_number_unsigned() || !(*offsets)[1].is_number_unsigned())
+  if (!offsets->items()[0].is_unsigned() || !offsets->items()[1].is_unsigned())
     return corrupt(name + ": data_offsets are not numbers");
-  entry.begin = (*offsets)[0].get<std::uint64_t>();
-  entry.end = (*offsets)[1].get<std::uint64_t>();
+  entry.begin = offsets->items()[0].as_unsigned();
+  entry.end = offsets->items()[1].as_unsigned();
   return entry;
 }
 
@@ -178,29 +180,35 @@ Status KvDumpReader::read_header() {
   if (json_bytes > kMaxHeaderBytes || json_bytes > file_bytes - 8) return corrupt("its header reaches beyond the file");
   std::string json(json_bytes, '\0');
   if (std::fread(json.data(), 1, json.size(), file_) != json.size()) return corrupt("cannot be read");
-  const Json header = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  const auto metadata = header.is_object() ? header.find("__metadata__") : header.end();
-  if (!header.is_object() || metadata == header.end() || !metadata->is_object() || !metadata->contains("firn") ||
-      !(*metadata)["firn"].is_string())
-    return corrupt("it has no metadata `firn`");
-  const Json description = Json::parse((*metadata)["firn"].get<std::string>(), nullptr, /*allow_exceptions=*/false);
-  if (!description.is_object() || description.value("format", Json()) != kFormat)
+  const std::optional<JsonValue> parsed = JsonValue::parse(json);
+  const JsonValue header = parsed.value_or(JsonValue());
+  const JsonValue* const metadata = header.find("__metadata__");
+  const JsonValue* const firn = metadata != nullptr ? metadata->find("firn") : nullptr;
+  if (firn == nullptr || !firn->is_text()) return corrupt("it has no metadata `firn`");
+  const JsonValue description = JsonValue::parse(firn->as_text()).value_or(JsonValue());
+  const auto text = [&](std::string_view name) {
+    const JsonValue* const found = description.find(name);
+    return found != nullptr && found->is_text() ? &found->as_text() : nullptr;
+  };
+  if (text("format") == nullptr || *text("format") != kFormat)
     return corrupt(fmt::format("format is not '{}'", kFormat));
-  if (!description.contains("model") || !description["model"].is_string()) return corrupt("model is not a text");
-  model_.name = description["model"].get<std::string>();
+  if (text("model") == nullptr) return corrupt("model is not a text");
+  model_.name = *text("model");
   FIRN_ASSIGN(model_.weights, digest_of(description));
   FIRN_ASSIGN(const std::uint64_t pairing, number(description, "pairing", 2));
   FIRN_ASSIGN(const std::uint64_t dims, number(description, "rotated_dims", kMaxHeadDim));
-  const Json factor = description.value("attention_factor", Json());
-  const Json first = description.value("first_positions", Json());
-  if (!factor.is_number() || !first.is_array() || first.empty() || first.size() > kMaxWindows)
+  const JsonValue* const factor = description.find("attention_factor");
+  const JsonValue* const positions = description.find("first_positions");
+  if (factor == nullptr || !factor->is_number() || positions == nullptr || !positions->is_array() ||
+      positions->items().empty() || positions->items().size() > kMaxWindows)
     return corrupt("attention_factor or first_positions are not there");
+  const std::vector<JsonValue>& first = positions->items();
   model_.rotation.pairing = static_cast<RotationSpec::Pairing>(pairing);
   model_.rotation.dims = static_cast<std::uint32_t>(dims);
   constexpr double kMostFactor = 1e30;  // a float holds it
-  if (const auto value = factor.get<double>(); !(value > 0 && value <= kMostFactor))
+  if (const auto value = factor->as_real(); !(value > 0 && value <= kMostFactor))
     return corrupt(fmt::format("attention_factor is {:g}, not above 0 and at most {:g}", value, kMostFactor));
-  model_.rotation.attention_factor = factor.get<float>();
+  model_.rotation.attention_factor = static_cast<float>(factor->as_real());
 
   const std::uint64_t base = 8 + json_bytes;
   FIRN_ASSIGN(const Entry frequencies, entry_of(header, kFrequencies));
@@ -216,8 +224,8 @@ Status KvDumpReader::read_header() {
   }
   GroupSpec group;
   for (std::size_t i = 0; i < first.size(); ++i) {
-    if (!first[i].is_number_unsigned()) return corrupt("first_positions are not numbers");
-    KvWindow window{.first_position = first[i].get<std::uint64_t>(), .tokens = 0};
+    if (!first[i].is_unsigned()) return corrupt("first_positions are not numbers");
+    KvWindow window{.first_position = first[i].as_unsigned(), .tokens = 0};
     for (const bool values : {false, true}) {
       const std::string name = tensor_name(i, values);
       FIRN_ASSIGN(const Entry entry, entry_of(header, name));

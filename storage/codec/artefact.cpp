@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "core/base/json_value.h"
 #include "storage/codec/artefact_tensors.h"
 #include "storage/codec/bytes.h"
 
@@ -41,26 +42,26 @@ Digest hash(std::span<const std::byte> bytes) {
 }
 
 // --- fields of the description; every one is checked ---
-Result<std::uint64_t> number(const Json& object, const char* field, std::uint64_t least, std::uint64_t most) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_number_unsigned()) return corrupt(field, "is not a number of 0 or more");
-  const auto value = found->get<std::uint64_t>();
+Result<std::uint64_t> number(const JsonValue& object, const char* field, std::uint64_t least, std::uint64_t most) {
+  const JsonValue* const found = object.find(field);
+  if (found == nullptr || !found->is_unsigned()) return corrupt(field, "is not a number of 0 or more");
+  const auto value = found->as_unsigned();
   if (value < least || value > most) return corrupt(field, fmt::format("is {}, not {} to {}", value, least, most));
   return value;
 }
 
-Result<double> real(const Json& object, const char* field) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_number()) return corrupt(field, "is not a number");
-  const auto value = found->get<double>();
+Result<double> real(const JsonValue& object, const char* field) {
+  const JsonValue* const found = object.find(field);
+  if (found == nullptr || !found->is_number()) return corrupt(field, "is not a number");
+  const auto value = found->as_real();
   if (!std::isfinite(value) || value < 0) return corrupt(field, "is not a finite number of 0 or more");
   return value;
 }
 
-Result<std::string> text(const Json& object, const char* field) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_string()) return corrupt(field, "is not a text");
-  return found->get<std::string>();
+Result<std::string> text(const JsonValue& object, const char* field) {
+  const JsonValue* const found = object.find(field);
+  if (found == nullptr || !found->is_text()) return corrupt(field, "is not a text");
+  return found->as_text();
 }
 
 Result<Digest> digest_of_hex(const std::string& hex, const char* field) {
@@ -83,27 +84,27 @@ std::size_t element_size(const std::string& dtype) {
   return dtype == "F32" || dtype == "U32" ? 4 : dtype == "F16" || dtype == "U16" ? 2 : dtype == "U8" ? 1 : 0;
 }
 
-Result<Tensor> read_tensor(const Json& entry, std::span<const std::byte> data, std::uint64_t& begin) {
+Result<Tensor> read_tensor(const JsonValue& entry, std::span<const std::byte> data, std::uint64_t& begin) {
   Tensor tensor;
   FIRN_ASSIGN(tensor.dtype, text(entry, "dtype"));
   const std::size_t size = element_size(tensor.dtype);
   if (size == 0) return corrupt("dtype", "is '" + tensor.dtype.substr(0, 16) + "', which no artefact has");
-  const auto shape = entry.find("shape"), offsets = entry.find("data_offsets");
-  if (shape == entry.end() || !shape->is_array() || shape->size() > 2) return corrupt("shape", "is not 0 to 2 numbers");
+  const JsonValue *const shape = entry.find("shape"), *const offsets = entry.find("data_offsets");
+  if (shape == nullptr || !shape->is_array() || shape->items().size() > 2)
+    return corrupt("shape", "is not 0 to 2 numbers");
   std::uint64_t bytes = size;
-  for (const Json& extent : *shape) {
-    if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() > kMaxFileBytes)
-      return corrupt("shape", "is not of numbers");
-    tensor.shape.push_back(extent.get<std::uint64_t>());
+  for (const JsonValue& extent : shape->items()) {
+    if (!extent.is_unsigned() || extent.as_unsigned() > kMaxFileBytes) return corrupt("shape", "is not of numbers");
+    tensor.shape.push_back(extent.as_unsigned());
     if (tensor.shape.back() != 0 && bytes > kMaxFileBytes / tensor.shape.back())
       return corrupt("shape", "is larger than any file");
     bytes *= tensor.shape.back();
   }
-  if (offsets == entry.end() || !offsets->is_array() || offsets->size() != 2 || !(*offsets)[0].is_number_unsigned() ||
-      !(*offsets)[1].is_number_unsigned())
+  if (offsets == nullptr || !offsets->is_array() || offsets->items().size() != 2 ||
+      !offsets->items()[0].is_unsigned() || !offsets->items()[1].is_unsigned())
     return corrupt("data_offsets", "are not two numbers");
-  begin = (*offsets)[0].get<std::uint64_t>();
-  const auto end = (*offsets)[1].get<std::uint64_t>();
+  begin = offsets->items()[0].as_unsigned();
+  const std::uint64_t end = offsets->items()[1].as_unsigned();
   if (begin > end || end > data.size() || end - begin != bytes)
     return corrupt("data_offsets", "do not fit the shape and the file");
   tensor.bytes = data.subspan(begin, bytes);
@@ -111,10 +112,12 @@ Result<Tensor> read_tensor(const Json& entry, std::span<const std::byte> data, s
 }
 
 // The header's JSON, and all tensors: they follow each other without gap or overlap to the end of the file.
-Status read_tensors(const Json& header, std::span<const std::byte> data, Tensors& tensors) {
+Status read_tensors(const JsonValue& header, std::span<const std::byte> data, Tensors& tensors) {
   std::map<std::uint64_t, std::uint64_t> ranges;
   std::size_t empty = 0;
-  for (const auto& [name, entry] : header.items()) {
+  for (std::size_t i = 0; i < header.names().size(); ++i) {
+    const std::string& name = header.names()[i];
+    const JsonValue& entry = header.items()[i];
     if (name == kMetadata) continue;
     if (!entry.is_object()) return corrupt("tensor", "is not described by an object");
     std::uint64_t begin = 0;
@@ -192,20 +195,20 @@ Result<StackPlan> read_plan(Tensors& tensors, const std::string& name, std::uint
   return plan;
 }
 
-Result<std::vector<double>> reals(const Json& object, const char* field, std::size_t most) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_array() || found->size() > most)
+Result<std::vector<double>> reals(const JsonValue& object, const char* field, std::size_t most) {
+  const JsonValue* const found = object.find(field);
+  if (found == nullptr || !found->is_array() || found->items().size() > most)
     return corrupt(field, "is no list of numbers");
   std::vector<double> values;
-  for (const Json& value : *found) {
-    if (!value.is_number() || !std::isfinite(value.get<double>())) return corrupt(field, "is no list of numbers");
-    values.push_back(value.get<double>());
+  for (const JsonValue& value : found->items()) {
+    if (!value.is_number() || !std::isfinite(value.as_real())) return corrupt(field, "is no list of numbers");
+    values.push_back(value.as_real());
   }
   return values;
 }
 
 // The guard compares errors with it: infinity would let everything pass.
-Result<float> error_bound(const Json& object, const char* field) {
+Result<float> error_bound(const JsonValue& object, const char* field) {
   FIRN_ASSIGN(const double value, real(object, field));
   constexpr double kMost = 1e30;  // a float holds it
   const float bound = value <= kMost ? static_cast<float>(value) : -1.0f;
@@ -213,7 +216,7 @@ Result<float> error_bound(const Json& object, const char* field) {
   return bound;
 }
 
-Result<ArtefactRate> read_rate(const Json& from, std::uint32_t layers) {
+Result<ArtefactRate> read_rate(const JsonValue& from, std::uint32_t layers) {
   if (!from.is_object()) return corrupt("rates", "are not objects");
   ArtefactRate rate;
   FIRN_ASSIGN(const std::uint64_t value, number(from, "rate", 1, 1u << 20));
@@ -248,7 +251,7 @@ Json rate_json(const ArtefactRate& rate) {
           {"value_errors", rate.value_errors}};
 }
 
-Status read_description(const Json& from, Artefact& artefact) {
+Status read_description(const JsonValue& from, Artefact& artefact) {
   FIRN_ASSIGN(const std::string format, text(from, "format"));
   if (format != kFormat) return corrupt("format", fmt::format("is '{}', not '{}'", format.substr(0, 32), kFormat));
   FIRN_ASSIGN(const std::string codec, text(from, "codec"));
@@ -278,9 +281,10 @@ Status read_description(const Json& from, Artefact& artefact) {
   artefact.kv.dtype = static_cast<Dtype>(dtype);
   artefact.rotation.pairing = static_cast<RotationSpec::Pairing>(pairing);
   artefact.rotation.attention_factor = std::bit_cast<float>(factor);
-  const auto rates = from.find("rates");
-  if (rates == from.end() || !rates->is_array() || rates->size() > kMaxRates) return corrupt("rates", "are no list");
-  for (const Json& entry : *rates) {
+  const JsonValue* const rates = from.find("rates");
+  if (rates == nullptr || !rates->is_array() || rates->items().size() > kMaxRates)
+    return corrupt("rates", "are no list");
+  for (const JsonValue& entry : rates->items()) {
     FIRN_ASSIGN(ArtefactRate rate, read_rate(entry, artefact.layer_count));
     for (const KvtcPlan& other : artefact.plans)
       if (other.report.rate == rate.rate) return corrupt("rates", "have one rate twice");
@@ -290,9 +294,9 @@ Status read_description(const Json& from, Artefact& artefact) {
 }
 
 // What an artefact of firn says beside what all of them say.
-Status read_firn_description(const Json& from, Artefact& artefact) {
+Status read_firn_description(const JsonValue& from, Artefact& artefact) {
   FirnModel& model = artefact.firn;
-  const auto u32 = [&](const Json& object, const char* field, std::uint64_t least, std::uint64_t most,
+  const auto u32 = [&](const JsonValue& object, const char* field, std::uint64_t least, std::uint64_t most,
                        std::uint32_t& out) -> Status {
     FIRN_ASSIGN(const std::uint64_t value, number(object, field, least, most));
     out = static_cast<std::uint32_t>(value);
@@ -308,17 +312,17 @@ Status read_firn_description(const Json& from, Artefact& artefact) {
   if (!std::isfinite(model.detector_threshold)) return corrupt("detector_threshold_bits", "are no finite number");
   model.mean_step = static_cast<std::int32_t>(mean_step) - kMaxFirnStepOffset;
   model.sink_step = static_cast<std::int32_t>(sink_step) - kMaxFirnStepOffset;
-  const auto layers = from.find("detector_layers");
-  if (layers == from.end() || !layers->is_array() || layers->size() > artefact.layer_count)
+  const JsonValue* const layers = from.find("detector_layers");
+  if (layers == nullptr || !layers->is_array() || layers->items().size() > artefact.layer_count)
     return corrupt("detector_layers", "are no list of layers");
-  for (const Json& layer : *layers) {
-    if (!layer.is_number_unsigned() || layer.get<std::uint64_t>() >= artefact.layer_count)
+  for (const JsonValue& layer : layers->items()) {
+    if (!layer.is_unsigned() || layer.as_unsigned() >= artefact.layer_count)
       return corrupt("detector_layers", "are not of this model");
-    model.detector_layers.push_back(static_cast<std::uint32_t>(layer.get<std::uint64_t>()));
+    model.detector_layers.push_back(static_cast<std::uint32_t>(layer.as_unsigned()));
   }
   if (!model.detector_layers.empty() && artefact.kv.value_dim == 0)
     return corrupt("detector_layers", "need values, which this model does not have");
-  for (const Json& entry : from.at("rates")) {  // which were read
+  for (const JsonValue& entry : from.find("rates")->items()) {  // which were read
     FirnRate rate;
     FIRN_TRY(u32(entry, "step", kFirnFirstStep, kFirnLastStep, rate.step));
     const std::size_t i = model.rates.size();
@@ -391,20 +395,20 @@ Result<std::shared_ptr<const Artefact>> parse_artefact(std::span<const std::byte
   artefact->file_bytes = file.size();
   if (std::memcmp(file.data() + covered, artefact->digest.bytes.data(), sizeof(Digest::bytes)) != 0)
     return corrupt("checksum", "does not match");
-  const auto* json = reinterpret_cast<const char*>(file.data() + 8);
-  const Json header = Json::parse(json, json + header_bytes, nullptr, /*allow_exceptions=*/false);
-  if (!header.is_object()) return corrupt("header", "is no JSON object");
-  const auto metadata = header.find(kMetadata);
-  if (metadata == header.end() || !metadata->is_object()) return corrupt(kMetadata, "is missing");
+  const std::optional<JsonValue> header =
+      JsonValue::parse({reinterpret_cast<const char*>(file.data() + 8), static_cast<std::size_t>(header_bytes)});
+  if (!header || !header->is_object()) return corrupt("header", "is no JSON object");
+  const JsonValue* const metadata = header->find(kMetadata);
+  if (metadata == nullptr || !metadata->is_object()) return corrupt(kMetadata, "is missing");
   FIRN_ASSIGN(const std::string description, text(*metadata, kDescription));
-  const Json fields = Json::parse(description, nullptr, /*allow_exceptions=*/false);
-  if (!fields.is_object()) return corrupt(kDescription, "is no JSON object");
-  FIRN_TRY(read_description(fields, *artefact));
+  const std::optional<JsonValue> fields = JsonValue::parse(description);
+  if (!fields || !fields->is_object()) return corrupt(kDescription, "is no JSON object");
+  FIRN_TRY(read_description(*fields, *artefact));
   const bool is_firn = artefact->codec == CodecId::kFirn;
-  if (is_firn) FIRN_TRY(read_firn_description(fields, *artefact));
+  if (is_firn) FIRN_TRY(read_firn_description(*fields, *artefact));
 
   Tensors tensors;
-  FIRN_TRY(read_tensors(header, file.subspan(8 + header_bytes), tensors));
+  FIRN_TRY(read_tensors(*header, file.subspan(8 + header_bytes), tensors));
   FIRN_TRY(take(tensors, kChecksum, "U8", {sizeof(Digest::bytes)}).status());
   FIRN_ASSIGN(artefact->rotation.inverse_frequencies,
               take_floats(tensors, "rotation.inverse_frequencies", artefact->rotation.dims / 2));

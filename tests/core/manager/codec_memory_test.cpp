@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <new>
 
+#include "core/base/no_throw.h"
+#include "storage/codec/artefact.h"
 #include "tests/core/manager/fixture.h"
 
 namespace {
@@ -79,6 +83,25 @@ TEST_P(CodecMemory, MayRunOutWhileBlocksAreLoaded) {
 
 INSTANTIATE_TEST_SUITE_P(Codecs, CodecMemory, testing::Values("raw", "lossless"),
                          [](const auto& one) { return std::string(one.param); });
+
+// A library's JSON tree frees itself with the help of more memory, which ends the process.
+TEST(ArtefactMemory, MayRunOutWhileOneIsRead) {
+  for (const char* name : {"/kvtc_v1.artefact", "/firn_v1.artefact"}) {
+    std::ifstream in(std::string(FIRN_TEST_GOLDEN) + name, std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    ASSERT_FALSE(text.empty()) << name;
+    for (std::uint64_t n = 1;; ++n) {
+      ASSERT_LT(n, 100'000u);
+      failed = false;
+      fail_at = n;
+      const Status status = no_throw([&] { return parse_artefact(std::as_bytes(std::span(text))).status(); });
+      fail_at = 0;
+      ASSERT_TRUE(status.ok() == !failed && (status.ok() || status.code() == Code::kNoSpace))
+          << name << ", allocation " << n << ": " << status.message();
+      if (!failed) break;
+    }
+  }
+}
 
 }  // namespace
 }  // namespace firn::test
