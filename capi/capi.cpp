@@ -358,8 +358,8 @@ Result<firn::GroupSpec> group_of(const firn_group_params* given) {
   // Values outside of the enumerations must not become one; validate() says the rest.
   if (params.kind < FIRN_GROUP_FULL || params.kind > FIRN_GROUP_STATE)
     return invalid(fmt::format("firn_group_params: kind is {}; 1 to 4 are known", params.kind));
-  if (params.dtype < FIRN_DTYPE_F16 || params.dtype > FIRN_DTYPE_F32)
-    return invalid(fmt::format("firn_group_params: dtype is {}; 1 to 3 are known", params.dtype));
+  if (params.dtype < FIRN_DTYPE_F16 || params.dtype > FIRN_DTYPE_BITS8)
+    return invalid(fmt::format("firn_group_params: dtype is {}; 1 to 4 are known", params.dtype));
   firn::GroupSpec group;
   group.kind = static_cast<firn::GroupKind>(params.kind);
   group.layer_count = params.layer_count;

@@ -239,6 +239,7 @@ firn_code firn_cold_lookup(firn_cold* cache, const firn_key* keys, size_t key_co
     FIRN_ASSIGN(query.keys, read_keys(keys, key_count));
     FIRN_ASSIGN(query.kind, read_kind(kind));
     FIRN_ASSIGN(query.least, read_fidelity(least, "least"));
+    query.follow = pending != nullptr;
     std::vector<firn::ColdFound> answers(key_count);
     FIRN_ASSIGN(const firn::Ticket ticket, cache->cache->lookup(query, answers));
     std::transform(answers.begin(), answers.end(), found, [](const firn::ColdFound& answer) {

@@ -95,6 +95,11 @@ Status ManagerImpl::check_groups() const {
                       "and sliding windows. Use device: none to have its blocks managed and run your own "
                       "kernels on block_table()",
                       model_.name, g, kind == GroupKind::kLatent ? "latent (MLA)" : "a recurrent state"));
+    if (bytes_ && model_.groups[g].kv.dtype == Dtype::kBits8)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("model {}: groups[{}] has elements of 8 bits, which no kernel of this library computes "
+                                "on. Use device: none, and ColdCache for their bytes",
+                                model_.name, g));
   }
   if (lossy_ && (layout_.sets.size() != 1 || windowed_))
     return Status(Code::kInvalidArgument,

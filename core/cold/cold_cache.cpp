@@ -261,11 +261,14 @@ Result<Ticket> ColdCacheImpl::lookup(const ColdQuery& query, std::span<ColdFound
       found = parts_.frames->look(lock, query.kind, query.keys[i], query.least);
       if (found.answer == ColdAnswer::kHit) {
         ++counted.hits[index(found.tier)];
+      } else if (parts_.frames->pending(lock, query.kind, query.keys[i], found)) {
+        found = {.answer = ColdAnswer::kPending};
+        pending = true;
+        ++counted.pending;
       } else if (probes && (found.miss == ColdMiss::kNeverStored || found.miss == ColdMiss::kEvictedHost ||
                             found.miss == ColdMiss::kEvictedDisk || found.miss == ColdMiss::kEvictedRemote ||
                             found.miss == ColdMiss::kUnavailable)) {
-        found.answer = ColdAnswer::kPending;
-        found.miss = ColdMiss::kNone;
+        found = {.answer = ColdAnswer::kPending};
         pending = true;
         ++counted.pending;
       } else {
@@ -274,7 +277,7 @@ Result<Ticket> ColdCacheImpl::lookup(const ColdQuery& query, std::span<ColdFound
     }
   }
   Result<Ticket> ticket = Ticket::kNone;
-  if (pending) {
+  if (pending && query.follow) {
     ticket = begin(query.keys.size(), kTierLane, 1, query.deadline_ns,
                    [&](Ticket t) { return make_probe_job(rooms_, t, query); });
     if (!ticket.ok()) return ticket;
@@ -377,7 +380,8 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
                                           {.name = "tier", .capacity = options.queue_tickets + 1, .threads = 1}};
   std::uint64_t metadata = kFixedBytes + FrameTable::metadata_bytes(sizes.frames, sizes.blocks) +
                            TierStack::metadata_bytes(sizes.frames) + std::uint64_t{sizes.frames} * 64 +
-                           Ghosts::metadata_bytes(sizes.blocks) + Mover::metadata_bytes(lanes) +
+                           Ghosts::metadata_bytes(sizes.blocks) + Coming::metadata_bytes(options.queue_blocks) +
+                           std::uint64_t{options.queue_blocks} * sizeof(std::uint32_t) + Mover::metadata_bytes(lanes) +
                            Tickets::metadata_bytes(options.queue_blocks, options.queue_tickets) +
                            environment.tiers.size() * (TierLink::kBytes + std::uint64_t{sizes.frames} * 24);
   if (options.admit_second_use) metadata += Ghosts::metadata_bytes(sizes.blocks);
@@ -437,7 +441,7 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
   FIRN_TRY(parts.tickets->open_event());
   parts.frames = std::make_unique<FrameStore>(std::move(*host), FrameTable(sizes.frames, sizes.blocks),
                                               TierStack(std::move(tiers), std::move(policies), sizes.frames),
-                                              std::move(lower), sizes.blocks, now_ns);
+                                              std::move(lower), sizes.blocks, options.queue_blocks, now_ns);
   if (options.admit_second_use) parts.offers = std::make_unique<Ghosts>(sizes.blocks);
   FIRN_ASSIGN(parts.mover, Mover::create({.lanes = lanes, .workers = options.workers, .now_ns = now_ns}));
   return std::unique_ptr<ColdCache>(std::make_unique<ColdCacheImpl>(

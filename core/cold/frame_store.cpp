@@ -22,12 +22,13 @@ constexpr std::uint64_t kDemotingPart = 4;
 }  // namespace
 
 FrameStore::FrameStore(std::unique_ptr<HostTier> host, FrameTable table, TierStack stack, std::vector<Lower> lower,
-                       std::uint32_t ghosts, std::function<std::int64_t()> now_ns)
+                       std::uint32_t ghosts, std::uint32_t max_coming, std::function<std::int64_t()> now_ns)
     : host_(std::move(host)),
       table_(std::move(table)),
       stack_(std::move(stack)),
       lower_(std::move(lower)),
       ghosts_(ghosts),
+      coming_(max_coming),
       lives_(table_.capacity()),
       now_ns_(std::move(now_ns)) {
   if (!lower_.empty()) erasures_.reserve(table_.capacity());
@@ -56,6 +57,12 @@ ColdFound FrameStore::look(const Lock&, ColdKind kind, const Key& key, Fidelity 
           .tier = stack_.tier(*level),
           .fidelity = frame.label.fidelity,
           .bytes = kind == ColdKind::kState ? frame.raw_bytes : 0};
+}
+
+bool FrameStore::pending(const Lock&, ColdKind kind, const Key& key, const ColdFound& found) const {
+  if (found.answer == ColdAnswer::kHit || found.miss == ColdMiss::kFidelity) return false;  // a name is stored once
+  const ColdKind other = kind == ColdKind::kBlock ? ColdKind::kState : ColdKind::kBlock;
+  return coming_.contains(found.miss == ColdMiss::kUnbound ? other : kind, key);
 }
 
 bool FrameStore::pin(const Lock&, ColdKind kind, const Key& key) {

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "core/cold/coming.h"
 #include "core/cold/frame_table.h"
 #include "core/cold/tier_link.h"
 #include "core/cold/tier_stack.h"
@@ -62,7 +63,7 @@ class FrameStore {
   enum class Verdict : std::uint8_t { kGood, kBad };
 
   FrameStore(std::unique_ptr<HostTier> host, FrameTable table, TierStack stack, std::vector<Lower> lower,
-             std::uint32_t ghosts, std::function<std::int64_t()> now_ns);
+             std::uint32_t ghosts, std::uint32_t max_coming, std::function<std::int64_t()> now_ns);
   ~FrameStore();  // waits for what is under way in tiers below
 
   Lock lock() const { return Lock(mutex_); }
@@ -70,6 +71,10 @@ class FrameStore {
 
   // --- finding ---
   ColdFound look(const Lock& lock, ColdKind kind, const Key& key, Fidelity least) const;
+  // Of what look() said: is that about to change, because a store under way brings the name, or its other half?
+  bool pending(const Lock& lock, ColdKind kind, const Key& key, const ColdFound& found) const;
+  std::uint32_t expect(const Lock&, ColdKind kind, const Key& key) { return coming_.add(kind, key); }
+  void expect_no_more(const Lock&, std::uint32_t name) { coming_.remove(name); }
   const FrameTable& table() const { return table_; }
   bool pin(const Lock& lock, ColdKind kind, const Key& key);
   bool unpin(const Lock& lock, ColdKind kind, const Key& key);
@@ -175,7 +180,8 @@ class FrameStore {
   TierStack stack_;
   std::vector<Lower> lower_;  // by level - 1
   Ghosts ghosts_;             // holds numbers of ColdMiss, which are as few
-  std::vector<Life> lives_;   // by FrameId
+  Coming coming_;
+  std::vector<Life> lives_;  // by FrameId
   const std::function<std::int64_t()> now_ns_;
   Counters counters_;
   std::vector<std::pair<FrameKey, Level>> erasures_;  // to be submitted when the lock is let go

@@ -1,6 +1,7 @@
-// probe_job.cpp: asks the tiers below for frames that the cache does not know, which another process, or an earlier
-// one, may have put there. A frame can only be asked for by its whole name, so the extents asked for are those that
-// store() would cut of the same run.
+// probe_job.cpp: answers for names of which nothing can be said yet. It waits for stores under way that bring them,
+// then asks the tiers below for frames that the cache does not know, which another process, or an earlier one, may have
+// put there. A frame can only be asked for by its whole name, so the extents asked for are those that store() would cut
+// of the same run.
 #include <algorithm>
 #include <mutex>
 
@@ -16,7 +17,7 @@ class ProbeJob final : public TicketJob {
       : TicketJob(rooms, ticket, query.keys.size()), query_(query), answers_(std::make_shared<Answers>()) {}
 
   bool ready() override {
-    if (!asked_) return true;
+    if (!asked_) return arrived();
     std::lock_guard lock(answers_->mutex);
     return answers_->left == 0;
   }
@@ -45,6 +46,17 @@ class ProbeJob final : public TicketJob {
     std::size_t left = 0;
   };
 
+  // No store under way brings any of the names.
+  bool arrived() {
+    const Lock lock = rooms_.frames.lock();
+    for (; arrived_ < query_.keys.size(); ++arrived_) {
+      const Key& key = query_.keys[arrived_];
+      if (rooms_.frames.pending(lock, query_.kind, key, rooms_.frames.look(lock, query_.kind, key, query_.least)))
+        return false;
+    }
+    return true;
+  }
+
   bool unknown(const Lock& lock, const Key& key) const {
     const ColdFound found = rooms_.frames.look(lock, query_.kind, key, query_.least);
     return found.answer == ColdAnswer::kMiss && found.miss != ColdMiss::kErased &&
@@ -53,7 +65,7 @@ class ProbeJob final : public TicketJob {
 
   void ask() {
     std::vector<Probe>& probes = answers_->probes;
-    {
+    if (rooms_.frames.probes()) {
       const Lock lock = rooms_.frames.lock();
       const auto count = static_cast<std::uint32_t>(query_.keys.size());
       for (std::uint32_t i = 0, end = 0; i < count; i = end) {
@@ -120,6 +132,7 @@ class ProbeJob final : public TicketJob {
 
   const ColdQuery query_;
   const std::shared_ptr<Answers> answers_;
+  std::size_t arrived_ = 0;  // names before it are
   bool asked_ = false;
 };
 

@@ -15,14 +15,17 @@ namespace {
 
 class Storing : public TicketJob {
  public:
-  using TicketJob::TicketJob;
+  Storing(Rooms& rooms, Ticket ticket, std::size_t names) : TicketJob(rooms, ticket, names) {
+    expected_.reserve(names);
+  }
+  ~Storing() override { Storing::settle(); }
   bool ready() override { return !waits_for_room_ || rooms_.frames.room_changes() != seen_; }
 
  protected:
-  struct Room {
-    MemoryTier::Reservation bytes;
-    Status status;  // kUnavailable: try again later
-  };
+  // Look-ups say `pending` of the name until this job has ended.
+  void expect(const Lock& lock, ColdKind kind, const Key& key) {
+    expected_.push_back(rooms_.frames.expect(lock, kind, key));
+  }
   // Room for as many of them as there is now, from the first on. The first that has none says why.
   std::vector<MemoryTier::Reservation> reserve(std::span<const std::size_t> sizes, Status& status) {
     seen_ = rooms_.frames.room_changes();
@@ -48,6 +51,14 @@ class Storing : public TicketJob {
   std::vector<std::pair<FrameId, std::uint32_t>> stored_;
 
  private:
+  void settle() override {
+    if (expected_.empty()) return;
+    const Lock lock = rooms_.frames.lock();
+    for (const std::uint32_t name : expected_) rooms_.frames.expect_no_more(lock, name);
+    expected_.clear();
+  }
+
+  std::vector<std::uint32_t> expected_;
   std::uint64_t seen_ = 0;
   bool waits_for_room_ = false;
 };
@@ -55,7 +66,10 @@ class Storing : public TicketJob {
 class StoreJob final : public Storing {
  public:
   StoreJob(Rooms& rooms, Ticket ticket, const ColdRun& run)
-      : Storing(rooms, ticket, run.keys.size()), run_(run), after_(run.after) {}
+      : Storing(rooms, ticket, run.keys.size()), run_(run), after_(run.after) {
+    const Lock lock = rooms_.frames.lock();
+    for (const Key& key : run_.keys) expect(lock, ColdKind::kBlock, key);
+  }
 
   bool ready() override {
     if (after_.kind != Fence::Kind::kNone) {
@@ -215,7 +229,10 @@ class StoreJob final : public Storing {
 class StateStoreJob final : public Storing {
  public:
   StateStoreJob(Rooms& rooms, Ticket ticket, std::span<const ColdState> states)
-      : Storing(rooms, ticket, states.size()), states_(states.begin(), states.end()) {}
+      : Storing(rooms, ticket, states.size()), states_(states.begin(), states.end()) {
+    const Lock lock = rooms_.frames.lock();
+    for (const ColdState& state : states_) expect(lock, ColdKind::kState, state.key);
+  }
 
   bool run() override {
     const std::vector<std::size_t> chosen = choose();

@@ -33,12 +33,15 @@ class TicketJob : public Mover::Job {
  protected:
   // Gives back what the steps so far still hold.
   virtual void let_go() {}
+  // The job has ended: nobody has to wait for what it was to bring. Before anybody is told.
+  virtual void settle() {}
   void decide(std::size_t name, ColdResult result) {
     results_[name] = std::move(result);
     decided_[name] = true;
   }
   // The ticket ends: always the last thing a job does.
   bool end() {
+    settle();
     tend(rooms_);
     rooms_.tickets.close(ticket_, std::move(results_));
     return true;

@@ -590,6 +590,8 @@ void AttendSplit(const AttendBatch& batch, const AttendItem& item, const PairTil
       return attend_typed<Dtype::kBf16>(work);
     case Dtype::kF32:
       return attend_typed<Dtype::kF32>(work);
+    case Dtype::kBits8:
+      return;  // validate() has refused it
   }
 }
 
@@ -697,6 +699,8 @@ void AppendRows(const AppendBatch& batch, const AppendItem& item) {
       return append_typed<Dtype::kBf16>(batch, item);
     case Dtype::kF32:
       return append_typed<Dtype::kF32>(batch, item);
+    case Dtype::kBits8:
+      return;  // validate() has refused it
   }
 }
 

@@ -32,7 +32,7 @@ Status validate_group(const GroupSpec& group, std::string_view at) {
   FIRN_TRY(check_range(field("kind"), kind, static_cast<unsigned>(GroupKind::kFull),
                        static_cast<unsigned>(GroupKind::kState)));
   FIRN_TRY(check_range(field("kv.dtype"), static_cast<unsigned>(group.kv.dtype), static_cast<unsigned>(Dtype::kF16),
-                       static_cast<unsigned>(Dtype::kF32)));
+                       static_cast<unsigned>(Dtype::kBits8)));
   FIRN_TRY(check_range(field("layer_count"), group.layer_count, 1, kMaxLayers));
   FIRN_TRY(check_range(field("kv.kv_heads"), group.kv.kv_heads, 1, kMaxKvHeads));
   FIRN_TRY(check_range(field("kv.head_dim"), group.kv.head_dim, 1, kMaxHeadDim));
@@ -77,6 +77,8 @@ std::string_view to_string(Dtype dtype) {
       return "bf16";
     case Dtype::kF32:
       return "f32";
+    case Dtype::kBits8:
+      return "bits8";
   }
   return "unknown dtype";
 }

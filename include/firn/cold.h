@@ -73,7 +73,8 @@ typedef struct firn_cold_found { /* frozen */
   uint32_t tier, fidelity;       /* of a hit */
   uint64_t bytes;                /* of a state: how many firn_cold_load_state writes */
 } firn_cold_found;
-/* found: one a key. least as in a run. *pending (may be NULL): a ticket while a tier below is asked, else 0. */
+/* found: one a key. least as in a run. pending: NULL: ask again; else *pending becomes a ticket, to be collected, which
+ * ends when all that is pending is decided, or 0: nothing is. Pending: a store under way brings the name. */
 FIRN_C_API firn_code firn_cold_lookup(firn_cold* cache, const firn_key* keys, size_t key_count, uint32_t kind,
                                       uint32_t least, firn_cold_found* found, firn_ticket* pending);
 FIRN_C_API const char* firn_cold_miss_name(uint32_t miss); /* "evicted:host"; "unknown" */

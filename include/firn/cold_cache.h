@@ -122,6 +122,7 @@ enum class ColdMiss : std::uint8_t {
 };
 FIRN_API std::string_view to_string(ColdMiss miss);  // "never_stored", "evicted:host", ...
 
+// Pending: a store under way brings it, or a tier below is asked for it.
 enum class ColdAnswer : std::uint8_t { kMiss, kHit, kPending };
 struct ColdFound {
   ColdAnswer answer = ColdAnswer::kMiss;
@@ -139,6 +140,7 @@ struct ColdQuery {
   GroupId group{};
   std::uint64_t first_position = 0;
   std::int64_t deadline_ns = 0;  // from now; 0: none
+  bool follow = true;            // pending answers make a ticket, which has to be collected; false: ask again
 };
 
 // --- moving ---
@@ -195,7 +197,7 @@ struct ColdStats {
   std::array<std::uint64_t, static_cast<std::size_t>(TierId::kCount)> frames_in{}, bytes_in{};  // by tier
   std::uint64_t raw_bytes = 0;  // what frames in the host tier decode to
   std::uint64_t queued_names = 0, tickets = 0;
-  // Counters. queries = hits + pending + misses, always; pending ones are asked again when the tier has answered.
+  // Counters. queries = hits + pending + misses, always; pending ones are not counted again.
   std::uint64_t queries = 0, pending = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(TierId::kCount)> hits{};      // by tier
   std::array<std::uint64_t, static_cast<std::size_t>(ColdMiss::kCount)> misses{};  // by reason
@@ -224,8 +226,8 @@ class FIRN_API ColdCache {
   // length.
   virtual Result<Key> key(std::string_view name, std::string_view name_space = {}) const = 0;
 
-  // One answer a name, at once; out has room for them. kNone: none is pending; else a ticket that ends when all are
-  // decided, with the answers again.
+  // One answer a name, at once; out has room for them. kNone: none is pending, or query.follow is not set; else a
+  // ticket that ends when all are decided, with the answers again.
   virtual Result<Ticket> lookup(const ColdQuery& query, std::span<ColdFound> out) = 0;
   // kInvalidArgument: the run; kUnavailable: the queue is full, poll() first. Nothing was taken then.
   virtual Result<Ticket> store(const ColdRun& run) = 0;

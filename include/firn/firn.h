@@ -134,7 +134,8 @@ FIRN_C_API void firn_config_destroy(firn_config* config);
 
 /* --- the model --- */
 
-enum { FIRN_DTYPE_F16 = 1, FIRN_DTYPE_BF16 = 2, FIRN_DTYPE_F32 = 3 };
+/* bits8: 8-bit elements of any kind (fp8, int8): stored exactly by firn_cold_*, never computed on. */
+enum { FIRN_DTYPE_F16 = 1, FIRN_DTYPE_BF16 = 2, FIRN_DTYPE_F32 = 3, FIRN_DTYPE_BITS8 = 4 };
 enum { FIRN_GROUP_FULL = 1, FIRN_GROUP_SLIDING_WINDOW = 2, FIRN_GROUP_LATENT = 3, FIRN_GROUP_STATE = 4 };
 enum { FIRN_ROTATION_NONE = 0, FIRN_ROTATION_ADJACENT = 1, FIRN_ROTATION_HALVES = 2 };
 

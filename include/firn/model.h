@@ -15,8 +15,10 @@
 
 namespace firn {
 
-enum class Dtype : std::uint8_t { kF16 = 1, kBf16 = 2, kF32 = 3 };  // the values are written to frames and identities
-constexpr std::uint32_t bytes_of(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+// The values are written to frames and identities. bits8: 8-bit elements of any kind (fp8, int8), which firn stores
+// exactly (ColdCache) and never computes on.
+enum class Dtype : std::uint8_t { kF16 = 1, kBf16 = 2, kF32 = 3, kBits8 = 4 };
+constexpr std::uint32_t bytes_of(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : dtype == Dtype::kBits8 ? 1 : 2; }
 FIRN_API std::string_view to_string(Dtype dtype);
 
 // 256 bits: a block's key, a digest, a model identity. See docs/keys.md.

@@ -158,7 +158,7 @@ class ColdLookup(List[ColdFound]):
     """What ColdCache.lookup() found: one answer a key, in their order."""
 
     ticket: int = 0
-    """Not 0: some answers are pending; this ticket ends when all are decided, with results for all of the keys."""
+    """Of follow=True: not 0: some answers are pending; it ends when all are decided, with results for all of the keys."""
 
     @property
     def hits(self) -> int:
@@ -215,10 +215,12 @@ class ColdCache(_firn.ColdCache):
         group: int = 0,
         first_position: int = 0,
         deadline_ns: int = 0,
+        follow: bool = False,
     ) -> ColdLookup:
         """One answer a key, at once. kind: "block" or "state". least: what is less exact is a miss ("exact", "lossy",
-        "derived"). name_space: not None: `keys` are your own names under it. deadline_ns: of pending answers."""
-        found, ticket = self._lookup(keys, kind, least, name_space, group, first_position, deadline_ns)
+        "derived"). name_space: not None: `keys` are your own names under it. follow: answers that are pending (a
+        store under way brings the name) make a ticket, to be collected like any other; deadline_ns: of it, from now."""
+        found, ticket = self._lookup(keys, kind, least, name_space, group, first_position, deadline_ns, follow)
         answers = ColdLookup(found)
         answers.ticket = ticket
         return answers

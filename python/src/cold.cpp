@@ -337,13 +337,14 @@ class PyColdCache {
 
   std::pair<nb::list, std::uint64_t> lookup(nb::handle keys, std::string_view kind, std::string_view least,
                                             nb::handle name_space, unsigned group, std::uint64_t first_position,
-                                            std::int64_t deadline_ns) {
+                                            std::int64_t deadline_ns, bool follow) {
     ColdQuery query;
     query.kind = kind_of(kind);
     query.least = fidelity_of(least, "least");
     query.group = GroupId{static_cast<std::uint16_t>(std::min(group, 0xffffu))};
     query.first_position = first_position;
     query.deadline_ns = deadline_ns;
+    query.follow = follow;
     Use use(*this);
     Kept kept;
     read_keys(kept, keys, name_space, *use->cache);
@@ -791,7 +792,7 @@ void bind_cold(nb::module_& m) {
                    "list[bytes]"),
            "key() of each of them.")
       .def("_lookup", &PyColdCache::lookup, "keys"_a.none(), "kind"_a, "least"_a, "name_space"_a.none(), "group"_a,
-           "first_position"_a, "deadline_ns"_a)
+           "first_position"_a, "deadline_ns"_a, "follow"_a)
       .def(
           "store",
           [](PyColdCache& self, nb::handle keys, nb::handle layers, nb::handle blocks, std::uint64_t first_position,

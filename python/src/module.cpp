@@ -438,9 +438,9 @@ void bind_values(nb::module_& m) {
             group.kind = static_cast<GroupKind>(found - std::begin(kinds) + 1);
             group.layer_count = layer_count;
             bool known = false;
-            for (const Dtype one : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
+            for (const Dtype one : {Dtype::kF16, Dtype::kBf16, Dtype::kF32, Dtype::kBits8})
               if (to_string(one) == dtype) group.kv.dtype = one, known = true;
-            if (!known) throw nb::value_error("dtype: f16, bf16 or f32");
+            if (!known) throw nb::value_error("dtype: f16, bf16, f32 or bits8");
             group.kv.kv_heads = kv_heads;
             group.kv.head_dim = head_dim;
             group.kv.value_dim = value_dim.value_or(head_dim);

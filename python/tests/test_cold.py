@@ -284,6 +284,33 @@ def test_states_beside_their_blocks():
         assert cache.lookup(keys[1:2])[0].miss == "unbound"
 
 
+def test_a_look_up_during_a_store_is_pending_and_becomes_a_hit():
+    with cold(workers=False) as cache:
+        keys, kv = cache.keys(range_names(4)), random_kv(4)
+        ticket = cache.store(keys, kv)
+        found = cache.lookup(keys)
+        assert {one.answer for one in found} == {"pending"} and found.ticket == found.hits == 0
+        found = cache.lookup(keys, follow=True)
+        assert found.ticket and cache.wait(found.ticket).found == 4
+        assert cache.lookup(keys).hits == 4 and cache.wait(ticket).found == 4
+
+
+@pytest.mark.parametrize("of", [numpy.uint8, numpy.int8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_elements_of_eight_bits_are_kept_as_they_are(of):
+    bits = numpy.random.default_rng(5).integers(0, 256, (LAYERS, 2, 9, 16, HEADS, DIM), numpy.uint8)
+    kv, before = bits.view(of), bits.copy()
+    for codec in ("raw", "lossless"):
+        with cold(dtype="bits8", codec=codec) as cache:
+            keys = cache.keys(range_names(9))
+            assert cache.wait(cache.store(keys, kv)).found == 9
+            bits.fill(0)
+            assert cache.wait(cache.load(keys, kv)).found == 9 and same(bits, before)
+            with pytest.raises(TypeError, match="bits8"):
+                cache.store(keys, random_kv(9))
+    with pytest.raises(firn.InvalidArgument, match="8 bits"):
+        cold(dtype="bits8", codec="q8")
+
+
 def test_pins_touches_and_a_budget_that_is_never_exceeded():
     cache = cold(5 << 20, queue_blocks=64, max_blocks=300, codec="raw")
     kept = cache.keys(range_names(8))

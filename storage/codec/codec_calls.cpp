@@ -44,7 +44,7 @@ Status check_call(std::string_view field, std::uint64_t value, std::uint64_t lea
 }
 
 Status check_shape(const ExtentShape& shape) {
-  FIRN_TRY(check_call("dtype", static_cast<unsigned>(shape.kv.dtype), 1, 3));
+  FIRN_TRY(check_call("dtype", static_cast<unsigned>(shape.kv.dtype), 1, 4));
   FIRN_TRY(check_call("kv_heads", shape.kv.kv_heads, 1, kMaxKvHeads));
   FIRN_TRY(check_call("head_dim", shape.kv.head_dim, 1, kMaxHeadDim));
   FIRN_TRY(check_call("value_dim", shape.kv.value_dim, 0, kMaxHeadDim));
@@ -57,6 +57,8 @@ Status check_encode(const EncodeJob& job, const Codec& codec, std::size_t bound)
   FIRN_TRY(check_call("fidelity", static_cast<unsigned>(job.label.fidelity), 1, 3));
   if (codec.fidelity() != Fidelity::kExact && job.label.fidelity == Fidelity::kExact)
     return invalid_call("fidelity", fmt::format("is exact, which {} is not", to_string(codec.id())));
+  if (codec.fidelity() != Fidelity::kExact && job.shape.kv.dtype == Dtype::kBits8)
+    return invalid_call("dtype", fmt::format("is bits8, whose values {} does not know", to_string(codec.id())));
   return check_call("bytes of out", job.out.size(), bound, ~std::uint64_t{0});
 }
 
@@ -87,6 +89,8 @@ Status check_identity(const FrameHeader& header, const DecodeJob& job, const Cod
   FIRN_TRY(check_same("fidelity", number(header.label.fidelity), number(job.label.fidelity)));
   if (codec.fidelity() != Fidelity::kExact && header.label.fidelity == Fidelity::kExact)
     return differs("fidelity", "is exact, which this codec is not");
+  if (codec.fidelity() != Fidelity::kExact && header.shape.kv.dtype == Dtype::kBits8)
+    return differs("dtype", "is bits8, which this codec does not code");
   FIRN_TRY(check_same("dtype", number(header.shape.kv.dtype), number(job.shape.kv.dtype)));
   FIRN_TRY(check_same("kv_heads", header.shape.kv.kv_heads, job.shape.kv.kv_heads));
   FIRN_TRY(check_same("head_dim", header.shape.kv.head_dim, job.shape.kv.head_dim));

@@ -51,6 +51,12 @@ Result<CodecTable> CodecTable::create(const Options& options, const ModelSpec& m
   table.exact_ = options.codec == "raw" ? raw : lossless;
   table.usual_ = table.exact_;
   if (options.codec == "raw" || options.codec == "lossless") return table;
+  for (const GroupSpec& group : model.groups)
+    if (group.kv.dtype == Dtype::kBits8)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("codec '{}' knows no values in elements of 8 bits (bits8); use raw or lossless, which "
+                                "keep them as they are",
+                                options.codec));
   const std::string_view name = options.codec;
   if (const std::size_t at = name.find('@'); at != std::string_view::npos && name.substr(0, at) == "kvtc") {
     FIRN_ASSIGN(std::unique_ptr<Codec> codec, make_transform(options, name.substr(at + 1), model));

@@ -76,7 +76,7 @@ Status check_head_checksum(std::span<const std::byte> head) {
 Status check_shape(const std::byte* head) {
   const auto field = [head](std::size_t offset) { return load_le<std::uint16_t>(head + offset); };
   FIRN_TRY(check_range("fidelity", std::to_integer<unsigned>(head[at::kFidelity]), 1, 3));
-  FIRN_TRY(check_range("dtype", std::to_integer<unsigned>(head[at::kDtype]), 1, 3));
+  FIRN_TRY(check_range("dtype", std::to_integer<unsigned>(head[at::kDtype]), 1, 4));
   FIRN_TRY(check_equal("block_tokens", field(at::kBlockTokens), kBlockTokens));
   FIRN_TRY(check_range("block_count", field(at::kBlockCount), 1, kMaxExtentBlocks));
   FIRN_TRY(check_range("layer_count", field(at::kLayerCount), 1, kMaxLayers));

@@ -27,6 +27,15 @@ void split_32(const std::byte* elements, std::size_t count, std::uint8_t* planes
     for (std::size_t i = 0; i < count; ++i) planes[p * stride + i] = static_cast<std::uint8_t>(elements[4 * i + p]);
 }
 
+void merge_8(const std::uint8_t* bytes, const std::uint8_t* reference, std::size_t count, std::byte* __restrict out) {
+  if (reference == nullptr) {
+    std::memcpy(out, bytes, count);
+    return;
+  }
+  for (std::size_t i = 0; i < count; ++i)
+    out[i] = static_cast<std::byte>(static_cast<std::uint8_t>(bytes[i] + reference[i]));
+}
+
 // Top-plane bytes come in already restored.
 void merge_16(const std::uint8_t* low, const std::uint8_t* high, std::size_t count, std::byte* __restrict out) {
   for (std::size_t i = 0; i < count; ++i) {
@@ -66,8 +75,10 @@ std::uint64_t log2_x256(std::uint64_t n) {
 
 void split_planes(const std::byte* elements, std::size_t count, std::size_t element_bytes, std::uint8_t* planes,
                   std::size_t stride) {
-  FIRN_DCHECK(element_bytes == 2 || element_bytes == 4);
-  if (element_bytes == 2)
+  FIRN_DCHECK(element_bytes == 1 || element_bytes == 2 || element_bytes == 4);
+  if (element_bytes == 1)
+    std::memcpy(planes, elements, count);
+  else if (element_bytes == 2)
     split_16(elements, count, planes, planes + stride);
   else
     split_32(elements, count, planes, stride);
@@ -79,7 +90,9 @@ void merge_planes(const PlaneViews& planes, std::size_t first, std::size_t count
     const std::size_t channel = first % channels;
     const std::size_t n = reference == nullptr ? count : std::min(count, channels - channel);
     const std::uint8_t* add = reference == nullptr ? nullptr : reference + channel;
-    if (planes.element_bytes == 4)
+    if (planes.element_bytes == 1)
+      merge_8(planes.plane[0] + first, add, n, elements);
+    else if (planes.element_bytes == 4)
       merge_32(planes, first, add, n, elements);
     else if (add != nullptr)
       merge_16_add(planes.plane[0] + first, planes.plane[1] + first, add, n, elements);

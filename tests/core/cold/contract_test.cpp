@@ -25,7 +25,7 @@ bool readable(int fd) {
 }
 
 TEST(ColdCache, GivesBackTheBytesItTookInEveryTypeLayoutAndCodec) {
-  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32, Dtype::kBits8})
     for (const KvLayout layout : {KvLayout::kSeparate, KvLayout::kInterleaved})
       for (const char* codec : {"raw", "lossless"}) {
         SCOPED_TRACE(std::string(to_string(dtype)) + " " + codec);
@@ -304,6 +304,17 @@ TEST(ColdCache, LossyCodecsHaveToBeNamedAndSayWhatTheyAre) {
   EXPECT_NE(ColdCache::create(options).status().message().find("q8"), std::string::npos) << "names what there is";
 }
 
+TEST(ColdCache, LossyCodecsRefuseElementsOfEightBits) {
+  for (const char* codec : {"q8", "q4", "q8/q4"}) {
+    ColdCacheOptions options = small(32 << 20);
+    options.model = cold_model(Dtype::kBits8);
+    options.codec = codec;
+    const auto refused = ColdCache::create(options);
+    EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.status().message().find("8 bits"), std::string::npos) << refused.status().message();
+  }
+}
+
 TEST(ColdCache, NamesOfAnEngineAreHashedWithTheirLengthsNamespaceAndModel) {
   const auto cache = make_cold(small());
   ColdCacheOptions other_model = small();
@@ -508,6 +519,100 @@ TEST(ColdCache, CreateWithoutMemoryIsNoSpaceAndLeavesNothingCharged) {
   ColdCacheOptions tiny = options;
   tiny.budget_bytes = 100'000;
   EXPECT_EQ(ColdCache::create(tiny).status().code(), Code::kNoSpace);
+}
+
+TEST(ColdCache, ALookUpDuringAStoreIsPendingAndBecomesAHit) {
+  const ColdCacheOptions options = small();  // nothing is worked before somebody waits
+  const auto cache = make_cold(options);
+  ColdEngine engine(options.model.groups[0], 16);
+  const Blocks run = make_run(engine, 0, 16, 0);
+  std::vector<ColdFound> found(16);
+  const auto answers = [&](ColdAnswer answer) {
+    return std::all_of(found.begin(), found.end(), [&](const ColdFound& one) { return one.answer == answer; });
+  };
+  const Result<Ticket> storing = cache->store(run.run);
+  const Result<Ticket> pending = cache->lookup({.keys = run.keys}, found);
+  ASSERT_TRUE(storing.ok() && pending.ok());
+  EXPECT_NE(*pending, Ticket::kNone);
+  EXPECT_TRUE(answers(ColdAnswer::kPending));
+  EXPECT_EQ(cache->stats().pending, 16u);
+  const Result<Ticket> unfollowed = cache->lookup({.keys = run.keys, .follow = false}, found);
+  ASSERT_TRUE(unfollowed.ok());
+  EXPECT_EQ(*unfollowed, Ticket::kNone);
+  EXPECT_TRUE(answers(ColdAnswer::kPending));
+  const ColdDone decided = ended(*cache, pending);
+  EXPECT_EQ(decided.found, 16u);
+  for (const ColdResult& result : decided.results) EXPECT_EQ(result.tier, TierId::kHost);
+  ASSERT_TRUE(cache->lookup({.keys = run.keys}, found).ok());
+  EXPECT_TRUE(answers(ColdAnswer::kHit));
+  EXPECT_EQ(ended(*cache, storing).found, 16u);
+
+  // A store that comes to nothing decides them too; and so does one of the state that a block is bound to.
+  const Blocks more = make_run(engine, 0, 16, 100);
+  const Result<Ticket> cancelled = cache->store(more.run);
+  const Result<Ticket> waiting = cache->lookup({.keys = more.keys}, found);
+  ASSERT_TRUE(cancelled.ok() && waiting.ok());
+  EXPECT_TRUE(answers(ColdAnswer::kPending));
+  cache->cancel(*cancelled);
+  const ColdDone nothing = ended(*cache, waiting);
+  EXPECT_EQ(nothing.found, 0u);
+  for (const ColdResult& result : nothing.results) EXPECT_EQ(result.miss, ColdMiss::kNeverStored);
+  ended(*cache, cancelled);
+  const std::vector<std::uint8_t> bound(16, 1);
+  Blocks tied = make_run(engine, 0, 16, 200);
+  tied.run.bound = bound;
+  ended(*cache, cache->store(tied.run));
+  const std::vector<std::byte> bytes(100, std::byte{1});
+  const ColdState state = {.key = tied.keys[0], .bytes = bytes, .bound = true};
+  const Result<Ticket> states = cache->store_state({&state, 1});
+  ASSERT_TRUE(cache->lookup({.keys = tied.keys, .follow = false}, found).ok());
+  EXPECT_EQ(found[0].answer, ColdAnswer::kPending);
+  EXPECT_EQ(found[1].miss, ColdMiss::kUnbound);
+  ended(*cache, states);
+  ASSERT_TRUE(cache->lookup({.keys = tied.keys, .follow = false}, found).ok());
+  EXPECT_EQ(found[0].answer, ColdAnswer::kHit);
+  EXPECT_TRUE(cache->wait_idle().ok());
+  EXPECT_EQ(cache->stats().tickets, 0u);
+  EXPECT_TRUE(cache->verify().ok());
+}
+
+TEST(ColdCache, TwoLoadsOfOneFrameAreOneReadOfTheTierBelow) {
+  Ledger below_ledger(0, std::uint64_t{64} << 20);
+  auto below = HostTier::create({.budget_bytes = 4 << 20, .huge_pages = false, .max_frames = 300}, below_ledger);
+  ASSERT_TRUE(below.ok());
+  ColdCacheOptions options = small(6 << 20);
+  options.codec = "raw";
+  options.max_blocks = 1000;
+  options.queue_blocks = 256;
+  const auto cache = make_cold(options, {.tiers = {{.id = TierId::kDisk, .tier = below->get()}}});
+  ASSERT_NE(cache, nullptr);
+  ColdEngine engine(options.model.groups[0], 16);
+  std::vector<ColdFound> found(8);
+  std::uint64_t name = 0;
+  const auto store = [&] {  // eight blocks that are nowhere yet
+    for (std::uint32_t i = 0; i < 8; ++i) engine.fill(i, name + i);
+    const Blocks blocks = make_run(engine, 0, 8, name);
+    ended(*cache, cache->store(blocks.run));
+    name += 8;
+  };
+  store();
+  const Blocks first = make_run(engine, 0, 8, 0), again = make_run(engine, 8, 8, 0);
+  for (int i = 0; i < 200; ++i) {
+    ASSERT_TRUE(cache->wait_idle().ok());
+    ASSERT_TRUE(cache->lookup({.keys = first.keys}, found).ok());
+    ASSERT_EQ(found[0].answer, ColdAnswer::kHit);
+    if (found[0].tier == TierId::kDisk) break;
+    store();
+  }
+  ASSERT_EQ(found[0].tier, TierId::kDisk);
+  engine.poison();
+  const std::uint64_t gets = (*below)->stats().gets, fetched = cache->stats().fetched;
+  const Result<Ticket> one = cache->load(first.run), two = cache->load(again.run);
+  EXPECT_EQ(ended(*cache, one).found, 8u);
+  EXPECT_EQ(ended(*cache, two).found, 8u);
+  EXPECT_EQ((*below)->stats().gets - gets, 1u);
+  EXPECT_EQ(cache->stats().fetched - fetched, 1u);
+  for (std::uint32_t i = 0; i < 16; ++i) EXPECT_TRUE(engine.holds(i, i % 8)) << i;
 }
 
 TEST(ColdCache, AChildOfForkIsToldSoAndEnds) {

@@ -94,7 +94,7 @@ TEST(Validate, NamesTheFieldThatIsOutOfBounds) {
       {"number of groups", [](ModelSpec& m) { m.groups.assign(kMaxGroups + 1, m.groups[0]); }},
       {"groups[0].kind", [](ModelSpec& m) { m.groups[0].kind = static_cast<GroupKind>(0); }},
       {"groups[0].kind", [](ModelSpec& m) { m.groups[0].kind = static_cast<GroupKind>(5); }},
-      {"groups[1].kv.dtype", [](ModelSpec& m) { m.groups[1].kv.dtype = static_cast<Dtype>(4); }},
+      {"groups[1].kv.dtype", [](ModelSpec& m) { m.groups[1].kv.dtype = static_cast<Dtype>(5); }},
       {"groups[1].layer_count", [](ModelSpec& m) { m.groups[1].layer_count = 0; }},
       {"groups[1].layer_count", [](ModelSpec& m) { m.groups[1].layer_count = kMaxLayers + 1; }},
       {"sum of layer_count", [](ModelSpec& m) { m.groups[0].layer_count = m.groups[1].layer_count = kMaxLayers; }},

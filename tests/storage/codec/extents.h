@@ -51,7 +51,9 @@ inline void put_element(Dtype dtype, float value, std::byte* out) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, 4);
   const std::uint16_t short_bits = dtype == Dtype::kF16 ? to_f16(value) : static_cast<std::uint16_t>(bits >> 16);
-  if (dtype == Dtype::kF32)
+  if (dtype == Dtype::kBits8)
+    *out = static_cast<std::byte>(bits >> 24);
+  else if (dtype == Dtype::kF32)
     std::memcpy(out, &bits, 4);
   else
     std::memcpy(out, &short_bits, 2);

@@ -227,6 +227,7 @@ TEST(Hostile, ALieInTheHeadIsNamed) {
       {"fidelity", set<u8>(108, 3)},
       {"dtype", set<u8>(109, 0)},
       {"dtype", set<u8>(109, 4)},
+      {"dtype", set<u8>(109, 5)},
       {"dtype", set<u8>(109, 2)},
       {"group", set<u16>(110, 9)},
       {"block_tokens", set<u16>(112, 32)},

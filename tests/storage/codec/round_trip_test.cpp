@@ -32,12 +32,14 @@ TEST(RoundTrip, OverShapesLayoutsAndTypes) {
   std::vector<ExtentShape> shapes;
   for (std::uint32_t blocks = 1; blocks <= kMaxExtentBlocks; ++blocks)
     shapes.push_back(shape_of(Dtype::kF16, 2, blocks, 3, 64, 64));
-  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32, Dtype::kBits8})
     for (const std::uint32_t dim : {64u, 80u, 128u}) shapes.push_back(shape_of(dtype, 1, 3, 2, dim, dim));
   shapes.push_back(shape_of(Dtype::kF16, 30, 2, 3, 64, 64));
   shapes.push_back(shape_of(Dtype::kBf16, 2, 2, 1, 576, 0));  // a latent row: no values
   shapes.push_back(shape_of(Dtype::kF16, 1, 2, 1, 1, 1));     // less than any overhead
   shapes.push_back(shape_of(Dtype::kF32, 2, 1, 5, 7, 3));
+  shapes.push_back(shape_of(Dtype::kBits8, 2, 3, 5, 7, 3));
+  shapes.push_back(shape_of(Dtype::kBits8, 1, 1, 1, 1, 0));
   shapes.push_back(shape_of(Dtype::kF16, 1, 8, 16, 192, 128));
   for (std::size_t i = 0; i < shapes.size(); ++i)
     for (const CodecId id : kLayerCodecs)
@@ -73,7 +75,7 @@ Bytes pattern(const ExtentShape& shape, const std::string& name) {
 }
 
 TEST(RoundTrip, KeepsEveryBitOfStrangeValues) {
-  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32})
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16, Dtype::kF32, Dtype::kBits8})
     for (const char* name :
          {"zeros", "noise", "ones", "counting", "low plane only", "special values", "repeated rows", "one odd byte"})
       for (const CodecId id : kLayerCodecs) {
