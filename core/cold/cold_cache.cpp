@@ -181,7 +181,7 @@ class ColdCacheImpl final : public ColdCache {
     try {
       job = parts_.mover->submit(lane, make(ticket), priority, deadline);
     } catch (const std::bad_alloc&) {
-      job = Status(Code::kNoSpace, "cold cache: the machine has no memory for a job");
+      job = out_of_memory();
     }
     if (!job.ok()) {
       parts_.tickets->drop(ticket);

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <thread>
 #include <utility>
 
 #include "core/base/check.h"
+#include "core/base/no_throw.h"
 
 namespace firn::cold {
 namespace {
@@ -18,6 +20,16 @@ constexpr int kPutTries = 8;  // victims in a full tier below, before a frame go
 // Frames on their way down are not there for anybody else: more than this part of the host tier at once, and victims
 // go without a copy, so that a slow tier costs hits and never stands in the way.
 constexpr std::uint64_t kDemotingPart = 4;
+
+// What is to be said, or that there is no memory to say it.
+template <class Say>
+Status said(Say say) {
+  try {
+    return say();
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kUnavailable, "out of memory");
+  }
+}
 
 }  // namespace
 
@@ -188,9 +200,8 @@ Result<MemoryTier::Reservation> FrameStore::reserve(std::size_t bytes) {
       const FrameId victim = stack_.victim(kHostLevel);
       more = victim != FrameId::kNone;
       if (!more) break;
-      if (const auto level = demotion_level(victim)) {
+      if (const auto level = demotion_level(victim); level && begin_put(puts, victim, *level, /*keep=*/false)) {
         coming += stack_.bytes(victim);
-        begin_put(puts, victim, *level, /*keep=*/false);
         continue;
       }
       stack_.evicted(kHostLevel);
@@ -243,7 +254,16 @@ Result<FrameId> FrameStore::publish(Lock&, MemoryTier::Reservation reservation, 
     }
     table_.add_name(id, i, frame.names[i], bound);
   }
-  stack_.enter(id, kHostLevel, now());
+  try {
+    stack_.enter(id, kHostLevel, now());
+  } catch (const std::bad_alloc&) {  // a policy had no memory: as if it had never come
+    for (const NameId name : table_.frame(id).names)
+      if (name != NameId::kNone) table_.forget(name);
+    stack_.forget(id);
+    FIRN_CHECK(host_->erase(key));
+    table_.remove(id);
+    throw;
+  }
   counters_.raw_bytes += frame.raw_bytes;
   return id;
 }
@@ -283,7 +303,14 @@ Status FrameStore::fetch(const Reading& reading) {
   }
   Result<MemoryTier::Reservation> reserved = reserve(reading.bytes);
   if (!reserved.ok()) return reserved.status();
-  auto room = std::make_shared<MemoryTier::Reservation>(std::move(*reserved));
+  // What needs memory comes before anything is changed.
+  auto fetch = std::make_shared<Fetch>(Fetch{reading, 0, std::move(*reserved)});
+  TierLink::Request request{.op = {.verb = Verb::kGet,
+                                   .key = reading.key,
+                                   .source = {},
+                                   .destination = fetch->room.bytes(),
+                                   .deadline_ns = kTierDeadlineNs},
+                            .end = [this, fetch](const Done& done) { fetch_ended(*fetch, done); }};
   Level level = 0;
   {
     Lock lock(mutex_);
@@ -294,47 +321,49 @@ Status FrameStore::fetch(const Reading& reading) {
     life.fetching = true;
     life.fetched = {};
     stack_.begin_read(reading.frame);
+    fetch->level = level;
   }
-  TierLink::Request request{
-      .op = {.verb = Verb::kGet,
-             .key = reading.key,
-             .source = {},
-             .destination = room->bytes(),
-             .deadline_ns = kTierDeadlineNs},
-      .end = [this, reading, level, room](const Done& done) { fetch_ended(reading, level, room, done); }};
   Status refused;
   if (link(level).submit({&request, 1}, &refused) == 1) return {};
   Lock lock(mutex_);
   lives_[index(reading.frame)].fetching = false;
   stack_.end_read(reading.frame);
   drop_if_done(reading.frame);
+  if (refused.code() == Code::kNoSpace) throw std::bad_alloc();
   return refused.code() == Code::kUnavailable ? refused : Status(Code::kIo, refused.message());
 }
 
-void FrameStore::fetch_ended(const Reading& reading, Level level, std::shared_ptr<MemoryTier::Reservation> room,
-                             const Done& done) {
-  Status status = done.status;
-  const std::string_view tier = to_string(stack_.tier(level));
-  if (status.ok() && !done.found)
-    status = Status(Code::kCorrupt, fmt::format("the {} tier has lost the frame", tier));
-  else if (status.ok() && done.bytes != reading.bytes)
-    status = Status(Code::kCorrupt,
+void FrameStore::fetch_ended(Fetch& fetch, const Done& done) {
+  const Reading& reading = fetch.reading;
+  Status status = said([&]() -> Status {
+    const std::string_view tier = to_string(stack_.tier(fetch.level));
+    if (!done.status.ok()) return done.status.with_context(fmt::format("reading from the {} tier", tier));
+    if (!done.found) return Status(Code::kCorrupt, fmt::format("the {} tier has lost the frame", tier));
+    if (done.bytes != reading.bytes)
+      return Status(Code::kCorrupt,
                     fmt::format("the {} tier gave {} bytes of a frame of {}", tier, done.bytes, reading.bytes));
+    return {};
+  });
   Lock lock(mutex_);
   Life& life = lives_[index(reading.frame)];
   life.fetching = false;
   counters_.tier_failures += !done.status.ok();
   if (status.ok() && table_.frame(reading.frame).named != 0) {
-    status = host_->publish(std::move(*room), reading.key, reading.bytes);
+    status = host_->publish(std::move(fetch.room), reading.key, reading.bytes);
     if (status.ok()) {
-      stack_.enter(reading.frame, kHostLevel, now());
-      counters_.raw_bytes += table_.frame(reading.frame).raw_bytes;
-      ++counters_.fetched;
+      try {
+        stack_.enter(reading.frame, kHostLevel, now());
+        counters_.raw_bytes += table_.frame(reading.frame).raw_bytes;
+        ++counters_.fetched;
+      } catch (const std::bad_alloc&) {
+        FIRN_CHECK(host_->erase(reading.key));
+        status = Status(Code::kUnavailable, "out of memory");
+      }
     }
   } else {
-    *room = {};
+    fetch.room = {};
   }
-  life.fetched = status.ok() ? Status{} : status.with_context(fmt::format("reading from the {} tier", tier));
+  life.fetched = std::move(status);
   stack_.end_read(reading.frame);
   drop_if_done(reading.frame);
   room_changes_.fetch_add(1, std::memory_order_release);
@@ -353,35 +382,47 @@ void FrameStore::learn(const Lock&, const Reading& reading, std::uint64_t raw_by
 
 // ---- Tiers below
 
-// With the lock held: the frame gets a reader, which put_ended() takes away.
-void FrameStore::begin_put(std::vector<std::shared_ptr<Put>>& puts, FrameId frame, Level level, bool keep) {
+// With the lock held: the frame gets a reader, which put_ended() takes away. False: there is no memory for it.
+bool FrameStore::begin_put(std::vector<std::shared_ptr<Put>>& puts, FrameId frame, Level level, bool keep) {
+  std::shared_ptr<Put> put;
+  try {
+    put = std::make_shared<Put>();
+    puts.push_back(put);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   stack_.begin_read(frame);
   lives_[index(frame)].putting = true;
   if (!keep) demoting_bytes_ += stack_.bytes(frame);
-  auto put = std::make_shared<Put>();
   put->frame = frame;
   put->key = stack_.key(frame);
   put->level = level;
   put->keep = keep;
   put->bytes = host_->find(put->key);
   FIRN_CHECK(static_cast<bool>(put->bytes));
-  puts.push_back(std::move(put));
+  return true;
 }
 
 void FrameStore::submit_puts(std::vector<std::shared_ptr<Put>> puts) {
-  std::vector<TierLink::Request> requests;
-  for (const std::shared_ptr<Put>& put : puts)
-    requests.push_back({.op = {.verb = Verb::kPut,
-                               .key = put->key,
-                               .source = put->bytes.bytes(),
-                               .destination = {},
-                               .deadline_ns = kTierDeadlineNs},
-                        .end = [this, put](const Done& done) { put_ended(put, done); }});
   Status refused;
-  const std::size_t taken = link(puts.front()->level).submit(requests, &refused);
+  std::size_t taken = 0;
+  try {
+    std::vector<TierLink::Request> requests;
+    requests.reserve(puts.size());
+    for (const std::shared_ptr<Put>& put : puts)
+      requests.push_back({.op = {.verb = Verb::kPut,
+                                 .key = put->key,
+                                 .source = put->bytes.bytes(),
+                                 .destination = {},
+                                 .deadline_ns = kTierDeadlineNs},
+                          .end = [this, put](const Done& done) { put_ended(put, done); }});
+    taken = link(puts.front()->level).submit(requests, &refused);
+  } catch (const std::bad_alloc&) {
+    refused = out_of_memory();
+  }
   for (std::size_t i = taken; i < puts.size(); ++i) {
-    Done done;
-    done.status = refused;
+    Done done;  // not for want of room in the tier, which put_ended() would make
+    done.status = Status(Code::kUnavailable, "not submitted");
     put_ended(puts[i], done);
   }
 }
@@ -400,7 +441,7 @@ void FrameStore::write_through(std::span<const std::pair<FrameId, std::uint32_t>
 }
 
 void FrameStore::put_ended(const std::shared_ptr<Put>& put, const Done& done) {
-  std::vector<std::shared_ptr<Put>> again;
+  bool again = false;
   {
     Lock lock(mutex_);
     // A full tier: its own policy says who goes. The erase is submitted before the next try, though a tier may take
@@ -412,21 +453,23 @@ void FrameStore::put_ended(const std::shared_ptr<Put>& put, const Done& done) {
         leave_lower(victim, put->level);
         if (stack_.nowhere(victim)) drop(victim, evicted_from(put->level));
         ++put->tries;
-        again.push_back(put);
+        again = true;
       }
     }
-    if (again.empty()) {
+    if (!again) {
       put->bytes = {};
       const FrameId frame = put->frame;
       lives_[index(frame)].putting = false;
       if (!put->keep) demoting_bytes_ -= stack_.bytes(frame);
       stack_.end_read(frame);
-      if (done.status.ok()) {
-        ++counters_.demoted;
-        stack_.enter(frame, put->level, now());
-      } else {
-        ++counters_.tier_failures;
-      }
+      bool written = done.status.ok();
+      if (written) try {
+          stack_.enter(frame, put->level, now());
+        } catch (const std::bad_alloc&) {  // nobody would ever find it there
+          erasures_.emplace_back(put->key, put->level);
+          written = false;
+        }
+      ++(written ? counters_.demoted : counters_.tier_failures);
       const bool named = table_.frame(frame).named != 0;
       // It was chosen to go; a hit or a pin in the meantime keeps it.
       const bool pinned = [&] {
@@ -443,9 +486,15 @@ void FrameStore::put_ended(const std::shared_ptr<Put>& put, const Done& done) {
       room_changes_.fetch_add(1, std::memory_order_release);
     }
   }
-  if (!again.empty()) {
-    submit_erasures();
-    submit_puts(std::move(again));
+  if (!again) return;
+  submit_erasures();
+  try {
+    submit_puts({put});
+  } catch (const std::bad_alloc&) {  // the list itself; what it is given to does not throw
+    put->tries = kPutTries;
+    Done given_up;
+    given_up.status = Status(Code::kUnavailable, "out of memory");
+    put_ended(put, given_up);
   }
 }
 
@@ -453,32 +502,34 @@ bool FrameStore::probes() const {
   return std::any_of(lower_.begin(), lower_.end(), [](const Lower& lower) { return lower.probe; });
 }
 
-void FrameStore::probe(const FrameKey& key, std::function<void(std::optional<Level>, std::uint64_t, Status)> told) {
-  probe_level(key, 1, std::move(told));
-}
+void FrameStore::probe(const FrameKey& key, Told told) { probe_level(key, 1, std::make_shared<Told>(std::move(told))); }
 
-void FrameStore::probe_level(const FrameKey& key, Level level,
-                             std::function<void(std::optional<Level>, std::uint64_t, Status)> told) {
+void FrameStore::probe_level(const FrameKey& key, Level level, std::shared_ptr<Told> told) {
   while (level < stack_.levels() && !lower_[level - 1u].probe) ++level;
   if (level == stack_.levels()) {
-    told(std::nullopt, 0, {});
+    (*told)(std::nullopt, 0, {});
     return;
   }
-  auto shared = std::make_shared<std::function<void(std::optional<Level>, std::uint64_t, Status)>>(std::move(told));
   TierLink::Request request{
       .op = {.verb = Verb::kContains, .key = key, .source = {}, .destination = {}, .deadline_ns = kTierDeadlineNs},
-      .end = [this, key, level, shared](const Done& done) {
+      .end = [this, key, level, told](const Done& done) {
         if (!done.status.ok()) {
           Lock lock(mutex_);
           ++counters_.tier_failures;
         }
-        if (done.status.ok() && !done.found)
-          probe_level(key, static_cast<Level>(level + 1), std::move(*shared));
-        else
-          (*shared)(done.found ? std::optional<Level>(level) : std::nullopt, done.bytes, done.status);
+        if (!done.status.ok() || done.found) {
+          (*told)(done.found ? std::optional<Level>(level) : std::nullopt, done.bytes,
+                  said([&] { return done.status; }));
+          return;
+        }
+        try {
+          probe_level(key, static_cast<Level>(level + 1), told);
+        } catch (const std::bad_alloc&) {
+          (*told)(std::nullopt, 0, out_of_memory());
+        }
       }};
   Status refused;
-  if (link(level).submit({&request, 1}, &refused) == 0) (*shared)(std::nullopt, 0, refused);
+  if (link(level).submit({&request, 1}, &refused) == 0) (*told)(std::nullopt, 0, std::move(refused));
 }
 
 FrameId FrameStore::adopt(Lock&, Level level, const NewFrame& frame) {
@@ -504,15 +555,16 @@ FrameId FrameStore::adopt(Lock&, Level level, const NewFrame& frame) {
 }
 
 void FrameStore::submit_erasures() {
-  std::vector<std::pair<FrameKey, Level>> gone;
-  {
-    Lock lock(mutex_);
-    gone.assign(erasures_.begin(), erasures_.end());
-    erasures_.clear();
-  }
-  for (std::size_t i = 0; i < gone.size(); ++i) {
+  for (;;) {
+    std::pair<FrameKey, Level> gone;
+    {
+      Lock lock(mutex_);
+      if (erasures_.empty()) return;
+      gone = erasures_.back();
+      erasures_.pop_back();
+    }
     TierLink::Request request{.op = {.verb = Verb::kErase,
-                                     .key = gone[i].first,
+                                     .key = gone.first,
                                      .source = {},
                                      .destination = {},
                                      .deadline_ns = kTierDeadlineNs},
@@ -520,9 +572,10 @@ void FrameStore::submit_erasures() {
                                 Lock lock(mutex_);
                                 counters_.tier_failures += !done.status.ok();
                               }};
-    if (link(gone[i].second).submit({&request, 1}) == 1) continue;
+    if (link(gone.second).submit({&request, 1}) == 1) continue;
     Lock lock(mutex_);
-    erasures_.push_back(gone[i]);
+    erasures_.push_back(gone);  // later
+    return;
   }
 }
 

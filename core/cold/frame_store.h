@@ -122,7 +122,8 @@ class FrameStore {
   bool probes() const;
   const std::vector<Lower>& lower() const { return lower_; }
   // Asks the tiers that are probed, nearest first, for a frame of that name: told in some other thread, once.
-  void probe(const FrameKey& key, std::function<void(std::optional<Level>, std::uint64_t bytes, Status)> told);
+  using Told = std::function<void(std::optional<Level>, std::uint64_t bytes, Status)>;
+  void probe(const FrameKey& key, Told told);
   // A frame that a tier below has and the table did not know. kNone: its names are taken by now.
   FrameId adopt(Lock& lock, Level level, const NewFrame& frame);
   // What has ended below is settled. False: nothing had.
@@ -163,13 +164,16 @@ class FrameStore {
     int tries = 0;
     MemoryTier::Pin bytes;  // let go before the reader that guards it
   };
-  void begin_put(std::vector<std::shared_ptr<Put>>& puts, FrameId frame, Level level, bool keep);
+  bool begin_put(std::vector<std::shared_ptr<Put>>& puts, FrameId frame, Level level, bool keep);
   void submit_puts(std::vector<std::shared_ptr<Put>> puts);
   void put_ended(const std::shared_ptr<Put>& put, const Done& done);
-  void fetch_ended(const Reading& reading, Level level, std::shared_ptr<MemoryTier::Reservation> room,
-                   const Done& done);
-  void probe_level(const FrameKey& key, Level level,
-                   std::function<void(std::optional<Level>, std::uint64_t, Status)> told);
+  struct Fetch {
+    Reading reading;
+    Level level = 0;  // from where
+    MemoryTier::Reservation room;
+  };
+  void fetch_ended(Fetch& fetch, const Done& done);
+  void probe_level(const FrameKey& key, Level level, std::shared_ptr<Told> told);
   void submit_erasures();
   bool is(FrameId frame, std::uint32_t life) const { return lives_[index(frame)].life == life && table_.in_use(frame); }
   TierLink& link(Level level) { return *lower_[level - 1u].link; }

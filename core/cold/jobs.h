@@ -57,6 +57,11 @@ inline constexpr std::uint32_t kMaxBatch = 16;
 // Makes sure that what was begun in tiers below is looked after until it has ended.
 void tend(Rooms& rooms);
 
+// The same for a job that waits for them, where nobody does: there was no memory for a job that would.
+inline void look_after(Rooms& rooms) {
+  if (!rooms.frames.lower().empty() && !rooms.tending->load()) rooms.frames.poll();
+}
+
 std::unique_ptr<Mover::Job> make_store_job(Rooms& rooms, Ticket ticket, const ColdRun& run);
 std::unique_ptr<Mover::Job> make_load_job(Rooms& rooms, Ticket ticket, const ColdRun& run);
 std::unique_ptr<Mover::Job> make_prefetch_job(Rooms& rooms, Ticket ticket, std::span<const Key> keys, ColdKind kind);

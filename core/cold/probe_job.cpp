@@ -18,11 +18,12 @@ class ProbeJob final : public TicketJob {
 
   bool ready() override {
     if (!asked_) return arrived();
+    look_after(rooms_);
     std::lock_guard lock(answers_->mutex);
     return answers_->left == 0;
   }
 
-  bool run() override {
+  bool step() override {
     if (!asked_) {
       ask();
       asked_ = true;

@@ -17,6 +17,7 @@ class ReadJob : public TicketJob {
 
   bool ready() override {
     if (items_.empty()) return true;
+    look_after(rooms_);
     const Lock lock = rooms_.frames.lock();
     return std::any_of(items_.begin(), items_.end(), [&](const Item& item) {
       if (rooms_.frames.in_host(lock, item.reading)) return true;
@@ -24,7 +25,7 @@ class ReadJob : public TicketJob {
     });
   }
 
-  bool run() override {
+  bool step() override {
     if (items_.empty()) {
       if (next_ == keys_.size()) {
         settle_order();
@@ -33,14 +34,15 @@ class ReadJob : public TicketJob {
       gather();
     }
     bring_up();
-    std::vector<Item> here;
+    std::size_t waiting = 0;  // those that are still on their way stay in front
     {
       const Lock lock = rooms_.frames.lock();
-      std::vector<Item> rest;
-      for (Item& item : items_) (rooms_.frames.in_host(lock, item.reading) ? here : rest).push_back(std::move(item));
-      items_ = std::move(rest);
+      const auto here = std::stable_partition(
+          items_.begin(), items_.end(), [&](const Item& item) { return !rooms_.frames.in_host(lock, item.reading); });
+      waiting = static_cast<std::size_t>(here - items_.begin());
     }
-    if (!here.empty()) take(here);
+    if (waiting != items_.size()) take(std::span(items_).subspan(waiting));
+    items_.resize(waiting);
     return false;
   }
 
@@ -51,6 +53,7 @@ class ReadJob : public TicketJob {
     std::array<std::int64_t, kMaxExtentBlocks> target{};  // by place
     TierId tier = TierId::kHost;                          // where it was found
     bool fetch_begun = false;
+    bool let_go = false;  // it has no reader of ours any more
   };
 
   // Reads what is in the host tier, decides its names and lets go of it.
@@ -58,12 +61,14 @@ class ReadJob : public TicketJob {
 
   void let_go() override {
     Lock lock = rooms_.frames.lock();
-    for (const Item& item : items_) rooms_.frames.end_read(lock, item.reading, FrameStore::Verdict::kGood);
+    for (const Item& item : items_)
+      if (!item.let_go) rooms_.frames.end_read(lock, item.reading, FrameStore::Verdict::kGood);
     items_.clear();
   }
 
-  void let_go(const Item& item, const Status& status) {
+  void let_go(Item& item, const Status& status) {
     Lock lock = rooms_.frames.lock();
+    item.let_go = true;
     rooms_.frames.end_read(lock, item.reading,
                            status.code() == Code::kCorrupt ? FrameStore::Verdict::kBad : FrameStore::Verdict::kGood);
   }
@@ -80,6 +85,7 @@ class ReadJob : public TicketJob {
 
  private:
   void gather() {
+    items_.reserve(batch_);  // before any of them has a reader
     const Lock lock = rooms_.frames.lock();
     while (next_ < keys_.size() && items_.size() < batch_) {
       const ColdFound found = rooms_.frames.look(lock, kind_, keys_[next_], least_);
@@ -110,9 +116,9 @@ class ReadJob : public TicketJob {
   // Frames that are only below start on their way up. One that cannot come ends here.
   void bring_up() {
     seen_ = rooms_.frames.room_changes();
-    std::vector<Item> rest;
     Status no_room;
-    for (Item& item : items_) {
+    for (std::size_t i = 0; i < items_.size();) {
+      Item& item = items_[i];
       Status status;
       bool ended = false;
       if (item.fetch_begun) {
@@ -128,17 +134,12 @@ class ReadJob : public TicketJob {
         if (status.code() == Code::kNoSpace && no_room.ok()) no_room = status;
         ended = !status.ok() && status.code() != Code::kUnavailable && status.code() != Code::kNoSpace;
       }
-      if (!ended) {
-        rest.push_back(std::move(item));
-        continue;
-      }
-      fail(item, status);
+      if (ended)
+        fail(i, status);
+      else
+        ++i;
     }
-    items_ = std::move(rest);
-    if (!no_room.ok() && !any_moves()) {  // and nothing of ours will ever make any
-      fail(items_.front(), no_room);
-      items_.erase(items_.begin());
-    }
+    if (!no_room.ok() && !any_moves()) fail(0, no_room);  // and nothing of ours will ever make any
     tend(rooms_);
   }
 
@@ -148,10 +149,12 @@ class ReadJob : public TicketJob {
                        [&](const Item& item) { return item.fetch_begun || rooms_.frames.in_host(lock, item.reading); });
   }
 
-  void fail(const Item& item, const Status& status) {
+  void fail(std::size_t i, const Status& status) {
+    Item& item = items_[i];
     let_go(item, status);
     decide_all(item, {.miss = status.code() == Code::kCorrupt ? ColdMiss::kLoadFailed : ColdMiss::kUnavailable,
                       .status = status});
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(i));
   }
 
   // Read in order, yet what comes first is to outlive what comes after it.
@@ -174,7 +177,7 @@ class ReadJob : public TicketJob {
  private:
   const Fidelity least_;
   const std::uint32_t batch_;
-  std::vector<Item> items_;  // each has a reader
+  std::vector<Item> items_;  // each has a reader until it is let go
   std::size_t next_ = 0;
   std::uint64_t seen_ = 0;
 };
@@ -232,7 +235,7 @@ class PrefetchJob final : public ReadJob {
 
  private:
   void take(std::span<Item> items) override {
-    for (const Item& item : items) {
+    for (Item& item : items) {
       if (kind_ == ColdKind::kState) {
         const MemoryTier::Pin pin = rooms_.frames.bytes_of(item.reading);
         const Result<StateHeader> header = open_state(pin.bytes());

@@ -19,7 +19,11 @@ class Storing : public TicketJob {
     expected_.reserve(names);
   }
   ~Storing() override { Storing::settle(); }
-  bool ready() override { return !waits_for_room_ || rooms_.frames.room_changes() != seen_; }
+  bool ready() override {
+    if (!waits_for_room_) return true;
+    look_after(rooms_);
+    return rooms_.frames.room_changes() != seen_;
+  }
 
  protected:
   // Look-ups say `pending` of the name until this job has ended.
@@ -30,6 +34,7 @@ class Storing : public TicketJob {
   std::vector<MemoryTier::Reservation> reserve(std::span<const std::size_t> sizes, Status& status) {
     seen_ = rooms_.frames.room_changes();
     std::vector<MemoryTier::Reservation> rooms;
+    rooms.reserve(sizes.size());
     for (const std::size_t bytes : sizes) {
       Result<MemoryTier::Reservation> room = rooms_.frames.reserve(bytes);
       if (!room.ok()) {
@@ -40,6 +45,11 @@ class Storing : public TicketJob {
     }
     waits_for_room_ = rooms.empty() && status.code() == Code::kUnavailable;
     return rooms;
+  }
+  // Before anything is published: room to remember so many more frames.
+  void expect_published(std::size_t count) {
+    const std::size_t needed = stored_.size() + count;
+    if (needed > stored_.capacity()) stored_.reserve(std::max(needed, 2 * stored_.capacity()));
   }
   void published(FrameId frame, std::uint32_t life) { stored_.emplace_back(frame, life); }
   // What came first in a run outlives what came after it.
@@ -81,7 +91,7 @@ class StoreJob final : public Storing {
     return Storing::ready();
   }
 
-  bool run() override {
+  bool step() override {
     if (lost_) return fail_all(Status(Code::kIo, "the device is lost"));
     const std::vector<Piece> pieces = choose();
     if (pieces.empty()) {
@@ -168,6 +178,7 @@ class StoreJob final : public Storing {
     rooms_.coder.encode(run_, extents);
     std::uint64_t blocks = 0, bytes = 0, guarded = 0;
     const std::size_t before = stored_.size();
+    expect_published(extents.size());
     {
       Lock lock = rooms_.frames.lock();
       for (std::size_t i = 0; i < extents.size(); ++i) {
@@ -234,7 +245,7 @@ class StateStoreJob final : public Storing {
     for (const ColdState& state : states_) expect(lock, ColdKind::kState, state.key);
   }
 
-  bool run() override {
+  bool step() override {
     const std::vector<std::size_t> chosen = choose();
     if (chosen.empty()) return end();
     std::vector<std::size_t> sizes;
@@ -284,6 +295,7 @@ class StateStoreJob final : public Storing {
       for (std::size_t i = 0; i < chosen.size(); ++i) write(i);
     std::uint64_t count = 0, bytes = 0;
     const std::size_t before = stored_.size();
+    expect_published(chosen.size());
     {
       Lock lock = rooms_.frames.lock();
       for (std::size_t i = 0; i < chosen.size(); ++i) {
@@ -343,8 +355,12 @@ class TendJob final : public Mover::Job {
 
 void tend(Rooms& rooms) {
   if (rooms.frames.lower().empty() || rooms.frames.under_way() == 0 || rooms.tending->exchange(true)) return;
-  std::unique_ptr<Mover::Job> job = std::make_unique<TendJob>(rooms);
-  if (!rooms.mover.submit(kTierLane, std::move(job)).ok()) rooms.tending->store(false);  // the cache is closing
+  try {
+    std::unique_ptr<Mover::Job> job = std::make_unique<TendJob>(rooms);
+    if (rooms.mover.submit(kTierLane, std::move(job)).ok()) return;
+  } catch (const std::bad_alloc&) {  // then whoever waits looks after it
+  }
+  rooms.tending->store(false);  // or the cache is closing
 }
 
 std::unique_ptr<Mover::Job> make_store_job(Rooms& rooms, Ticket ticket, const ColdRun& run) {

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "core/base/check.h"
@@ -81,7 +82,12 @@ void Tickets::close(Ticket ticket, std::vector<ColdResult> results) {
   ColdDone done{.ticket = ticket, .status = {}, .found = 0, .results = std::move(results)};
   for (const ColdResult& result : done.results) {
     done.found += result.found;
-    if (done.status.ok() && !result.status.ok()) done.status = result.status;
+    if (!done.status.ok() || result.status.ok()) continue;
+    try {
+      done.status = result.status;
+    } catch (const std::bad_alloc&) {
+      done.status = Status(result.status.code(), "out of memory");
+    }
   }
   std::lock_guard lock(mutex_);
   const auto at = entries_.find(index(ticket));
@@ -112,15 +118,16 @@ ColdDone Tickets::take(std::unordered_map<std::uint64_t, Entry>::iterator at) {
 std::vector<ColdDone> Tickets::poll(std::size_t max) {
   std::vector<ColdDone> out;
   std::lock_guard lock(mutex_);
-  std::deque<std::uint64_t> kept;
+  out.reserve(std::min(max, ended_.size()));  // before anything is taken
+  std::size_t kept = 0;
   for (const std::uint64_t id : ended_) {
     const auto at = entries_.find(id);
     if (out.size() < max && !at->second.awaited)
       out.push_back(take(at));
     else
-      kept.push_back(id);
+      ended_[kept++] = id;
   }
-  ended_ = std::move(kept);
+  ended_.resize(kept);
   settle_event();
   if (!out.empty()) changed_.notify_all();
   return out;

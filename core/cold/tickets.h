@@ -5,7 +5,6 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <mutex>
 #include <unordered_map>
@@ -18,7 +17,9 @@ namespace firn::cold {
 
 class Tickets {
  public:
-  Tickets(std::uint32_t max_names, std::uint32_t max_tickets) : max_names_(max_names), max_tickets_(max_tickets) {}
+  Tickets(std::uint32_t max_names, std::uint32_t max_tickets) : max_names_(max_names), max_tickets_(max_tickets) {
+    ended_.reserve(max_tickets);  // a ticket ends without asking for memory
+  }
   ~Tickets();
   static std::uint64_t metadata_bytes(std::uint32_t max_names, std::uint32_t max_tickets);
   Status open_event();  // once, before anything else
@@ -55,7 +56,7 @@ class Tickets {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::unordered_map<std::uint64_t, Entry> entries_;
-  std::deque<std::uint64_t> ended_;  // oldest first
+  std::vector<std::uint64_t> ended_;  // oldest first; [max_tickets]
   std::uint64_t last_ = 0;
   std::size_t names_ = 0;
 };

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "core/base/check.h"
+#include "core/base/no_throw.h"
 
 namespace firn::cold {
 
@@ -13,17 +14,25 @@ std::size_t TierLink::submit(std::span<Request> requests, Status* refused) {
   std::lock_guard lock(mutex_);
   while (taken < requests.size()) {
     const std::size_t count = std::min(most, requests.size() - taken);
-    std::vector<Op> ops;
-    ops.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) ops.push_back(requests[taken + i].op);
-    const Result<Ticket> ticket = tier_.submit(ops);
+    // Whatever needs memory comes before the tier is asked; the entry then goes into the map as it is.
+    std::unordered_map<std::uint64_t, Batch> entry;
+    const Result<Ticket> ticket = no_throw([&]() -> Result<Ticket> {
+      std::vector<Op> ops;
+      ops.reserve(count);
+      for (std::size_t i = 0; i < count; ++i) ops.push_back(requests[taken + i].op);
+      entry[0].ends.reserve(count);
+      return tier_.submit(ops);
+    });
     if (!ticket.ok()) {
       if (refused != nullptr) *refused = ticket.status();
       break;
     }
-    Batch& batch = batches_[index(*ticket)];
+    auto node = entry.extract(0);
+    node.key() = index(*ticket);
+    Batch& batch = node.mapped();
     for (std::size_t i = 0; i < count; ++i) batch.ends.push_back(std::move(requests[taken + i].end));
     batch.left = count;
+    batches_.insert(std::move(node));
     in_flight_ += static_cast<std::uint32_t>(count);
     taken += count;
   }

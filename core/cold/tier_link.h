@@ -24,14 +24,15 @@ class TierLink {
   };
   static constexpr std::uint64_t kBytes = 128 << 10;  // the map and the Done entries of Tier::kMaxInFlight ops
 
-  explicit TierLink(Tier& tier) : tier_(tier) {}
+  explicit TierLink(Tier& tier) : tier_(tier) { batches_.reserve(Tier::kMaxInFlight); }
   TierLink(const TierLink&) = delete;
   TierLink& operator=(const TierLink&) = delete;
 
   Tier& tier() { return tier_; }
-  // How many of them the tier took, from the first on: fewer when too many are under way, or it refuses.
+  // How many of them the tier took, from the first on: fewer when too many are under way, it refuses, or memory runs
+  // out.
   std::size_t submit(std::span<Request> requests, Status* refused = nullptr);
-  // Calls the End of every op that has ended since. False: none had.
+  // Calls the End of every op that has ended since, none of which throws. False: none had.
   bool poll();
   std::uint32_t in_flight() const;
 

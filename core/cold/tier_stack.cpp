@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <new>
 #include <utility>
 
 #include "core/base/check.h"
@@ -49,9 +50,14 @@ void TierStack::enter(FrameId frame, Level level, Instant now) {
   tallies_[level].bytes += place.bytes;
   ++tallies_[level].frames;
   if (place.holds != 0) return;
-  insert(frame, level, now);
-  for (Level above = 0; above < level; ++above)
-    if (in(frame, above)) policies_[above]->on_access(BlockId{index(frame)}, Access::kCopied, now);
+  try {
+    insert(frame, level, now);
+    for (Level above = 0; above < level; ++above)
+      if (in(frame, above)) policies_[above]->on_access(BlockId{index(frame)}, Access::kCopied, now);
+  } catch (const std::bad_alloc&) {
+    leave(frame, level);
+    throw;
+  }
 }
 
 void TierStack::leave(FrameId frame, Level level) {

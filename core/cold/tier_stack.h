@@ -48,7 +48,7 @@ class TierStack {
   // A frame's bytes are in no tier yet; after forget() they are in none any more.
   void add(FrameId frame, const FrameKey& key, std::uint64_t bytes, const FrameFacts& facts);
   void forget(FrameId frame);
-  void enter(FrameId frame, Level level, Instant now);
+  void enter(FrameId frame, Level level, Instant now);  // a policy's bad_alloc comes out, and nothing has changed
   void leave(FrameId frame, Level level);
   void evicted(Level level) { ++tallies_[level].evictions; }
 

@@ -11,8 +11,9 @@
 #include <bit>
 #include <charconv>
 #include <cstdio>
-#include <deque>
+#include <list>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "core/base/check.h"
@@ -263,7 +264,7 @@ class ArenaHostTier final : public HostTier {
 
   std::mutex done_mutex_;
   std::uint64_t last_ticket_ = 0;
-  std::deque<Done> done_;
+  std::list<Done> done_;
 };
 
 Status ArenaHostTier::map(bool huge_pages) {
@@ -530,38 +531,43 @@ void ArenaHostTier::release_pin(std::uint64_t handle) {
 // ---- Submitted ops: all ended when submit returns
 
 Result<Ticket> ArenaHostTier::do_submit(std::span<const Op> batch) {
-  std::vector<Done> done(batch.size());
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    done[i].op = static_cast<std::uint32_t>(i);
-    switch (batch[i].verb) {
-      case Verb::kPut:
-        put(batch[i], done[i]);
-        break;
-      case Verb::kGet:
-        get(batch[i], done[i]);
-        break;
-      case Verb::kErase:
-        erase(batch[i], done[i]);
-        break;
-      case Verb::kContains:
-        contains(batch[i], done[i]);
-        break;
+  std::list<Done> done(batch.size());  // all that this needs: they move over to done_ as they are
+  std::uint32_t next = 0;
+  for (Done& entry : done) {
+    const Op& op = batch[next];
+    entry.op = next++;
+    try {
+      switch (op.verb) {
+        case Verb::kPut:
+          put(op, entry);
+          break;
+        case Verb::kGet:
+          get(op, entry);
+          break;
+        case Verb::kErase:
+          erase(op, entry);
+          break;
+        case Verb::kContains:
+          contains(op, entry);
+          break;
+      }
+    } catch (const std::bad_alloc&) {  // for a sentence; the op has changed nothing then
+      entry.status = Status(Code::kUnavailable, "out of memory");
     }
   }
   std::lock_guard lock(done_mutex_);
   const auto ticket = static_cast<Ticket>(++last_ticket_);
-  for (Done& entry : done) {
-    entry.ticket = ticket;
-    done_.push_back(std::move(entry));
-  }
+  for (Done& entry : done) entry.ticket = ticket;
+  done_.splice(done_.end(), done);
   return ticket;
 }
 
 std::size_t ArenaHostTier::do_poll(std::span<Done> out) {
   std::lock_guard lock(done_mutex_);
   const std::size_t count = std::min(out.size(), done_.size());
-  std::move(done_.begin(), done_.begin() + static_cast<std::ptrdiff_t>(count), out.begin());
-  done_.erase(done_.begin(), done_.begin() + static_cast<std::ptrdiff_t>(count));
+  const auto end = std::next(done_.begin(), static_cast<std::ptrdiff_t>(count));
+  std::move(done_.begin(), end, out.begin());
+  done_.erase(done_.begin(), end);
   return count;
 }
 

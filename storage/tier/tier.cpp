@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <deque>
 #include <mutex>
 #include <thread>
 
 #include "core/base/check.h"
+#include "core/base/no_throw.h"
 
 namespace firn {
 
@@ -40,7 +40,7 @@ struct Tier::Books {
 
   mutable std::mutex mutex;  // held while do_poll runs, never while do_submit does: that one copies
   std::vector<Batch> batches;
-  std::deque<Done> ended;
+  std::vector<Done> ended;
   std::uint32_t in_flight = 0;
   Stats counted;
 
@@ -96,17 +96,20 @@ Result<Ticket> Tier::submit(std::span<const Op> batch) {
   for (std::size_t i = 0; i < batch.size(); ++i)
     FIRN_TRY(check_op(batch[i], limits.max_frame_bytes).with_context(fmt::format("{}: op {}", name(), i)));
   const auto op_count = static_cast<std::uint32_t>(batch.size());
+  std::vector<Verb> verbs(batch.size());
+  std::transform(batch.begin(), batch.end(), verbs.begin(), [](const Op& op) { return op.verb; });
   {
     std::lock_guard lock(books_->mutex);
+    // What has been taken is then entered, and ends, without asking for memory.
+    books_->batches.reserve(kMaxInFlight);
+    books_->ended.reserve(kMaxInFlight);
     if (op_count > kMaxInFlight - books_->in_flight)
       return Status(Code::kUnavailable,
                     fmt::format("{}: {} ops are under way or not collected, {} more would pass {}: poll", name(),
                                 books_->in_flight, op_count, kMaxInFlight));
     books_->in_flight += op_count;
   }
-  std::vector<Verb> verbs(batch.size());
-  std::transform(batch.begin(), batch.end(), verbs.begin(), [](const Op& op) { return op.verb; });
-  Result<Ticket> ticket = do_submit(batch);
+  Result<Ticket> ticket = no_throw([&] { return do_submit(batch); });
   std::lock_guard lock(books_->mutex);
   if (!ticket.ok()) {
     books_->in_flight -= op_count;
