@@ -291,15 +291,17 @@ ManagerImpl::Reach ManagerImpl::reach(std::uint16_t name_space, bool while_readi
 }
 
 // Of what is kept for others, nothing. A namespace that has a reservation must go on reaching all of them.
-std::uint64_t ManagerImpl::spare_slots() const {
+std::uint64_t ManagerImpl::spare_slots(std::uint16_t own, std::uint16_t shared) const {
   const auto beyond = [](std::uint64_t slots, std::uint64_t kept) { return slots - std::min(slots, kept); };
   std::uint64_t spare = beyond(reach(kAnyNamespace).slots, reserved_slots_);
   if (reserved_slots_ == 0 || !namespaces_.any_quota()) return spare;
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
     const std::uint16_t id = static_cast<std::uint16_t>(i);
-    if (!namespaces_.in_use(id) || namespaces_[id].reserved == 0) continue;
+    if (!namespaces_.in_use(id) || namespaces_[id].kept() == 0) continue;
     const Reach its = reach(id);
-    spare = std::min({spare, beyond(its.slots, reserved_slots_), beyond(its.below_ceiling, namespaces_[id].reserved)});
+    spare = std::min(spare, beyond(its.slots, reserved_slots_));
+    if (own == kAnyNamespace || id == own || id == shared || retention_->any_family())
+      spare = std::min(spare, beyond(its.below_ceiling, namespaces_[id].kept()));
   }
   return spare;
 }
@@ -347,10 +349,11 @@ Status ManagerImpl::set_quota(std::string_view name_space, const NamespaceQuota&
   if (!kept || reservations_hold()) return {};
   namespaces_.set_quota(id, before);
   reap_namespaces();
-  return Status(Code::kUnavailable,
-                fmt::format("set_quota: {} slots are kept for sequences, and with this floor they could not have them; "
-                            "try again when they have ended",
-                            reserved_slots_));
+  return Status(
+      Code::kUnavailable,
+      fmt::format("set_quota: {} slots are kept for sequences, and with these bounds they could not have them; "
+                  "try again when they have ended",
+                  reserved_slots_));
 }
 
 NamespaceUsage ManagerImpl::usage(std::string_view name_space) const {
@@ -521,18 +524,21 @@ Status ManagerImpl::check_pin_budget(std::span<const BlockId> blocks) const {
                             wanted, config_.retention.pin_budget_bytes));
 }
 
-// Blocks that stay from now on, and with them what stays for them, are no room that is kept for a sequence.
-Status ManagerImpl::check_spare(std::span<const BlockId> blocks) const {
-  if (reserved_slots_ == 0) return {};
-  std::vector<BlockId> staying(blocks.begin(), blocks.end());
-  for (const BlockId id : blocks)
-    if (const std::vector<BlockId>* family = retention_->family(id))
+std::uint64_t ManagerImpl::slots_of(std::vector<BlockId> staying) const {
+  for (std::size_t i = 0, count = staying.size(); i < count && retention_->any_family(); ++i)
+    if (const std::vector<BlockId>* family = retention_->family(staying[i]))
       staying.insert(staying.end(), family->begin(), family->end());
   std::sort(staying.begin(), staying.end());
   staying.erase(std::unique(staying.begin(), staying.end()), staying.end());
-  const auto taken = static_cast<std::uint64_t>(std::count_if(staying.begin(), staying.end(), [this](BlockId id) {
+  return static_cast<std::uint64_t>(std::count_if(staying.begin(), staying.end(), [this](BlockId id) {
     return pool_->block(id).candidate && !pool_->block(id).kept_by_family;
   }));
+}
+
+// Blocks that stay from now on, and with them what stays for them, are no room that is kept for a sequence.
+Status ManagerImpl::check_spare(std::span<const BlockId> blocks) const {
+  if (reserved_slots_ == 0) return {};
+  const std::uint64_t taken = slots_of({blocks.begin(), blocks.end()});
   if (taken <= spare_slots()) return {};
   return Status(Code::kUnavailable,
                 fmt::format("{} slots would be held by it, and {} can be: the others are kept for sequences (reserve); "
@@ -545,7 +551,9 @@ bool ManagerImpl::reservations_hold() const {
   if (reach(kAnyNamespace).slots < reserved_slots_) return false;
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i) {
     const std::uint16_t id = static_cast<std::uint16_t>(i);
-    if (namespaces_.in_use(id) && namespaces_[id].reserved != 0 && reach(id).slots < reserved_slots_) return false;
+    if (!namespaces_.in_use(id) || namespaces_[id].kept() == 0) continue;
+    const Reach its = reach(id);
+    if (its.slots < reserved_slots_ || its.below_ceiling < namespaces_[id].kept()) return false;
   }
   return true;
 }

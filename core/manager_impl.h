@@ -61,12 +61,14 @@ struct HeldExtras {
 struct Sequence {
   SeqId id = SeqId::kNone;
   std::uint16_t name_space = 0;
-  std::vector<TokenId> tokens;                 // committed
-  std::vector<Table> tables;                   // one a page set, all of one length
-  std::uint32_t hot_first = 0;                 // blocks from here on are in the recent window
-  std::uint32_t lost_from = ~0u;               // first block whose only copy did not decode, or went with the device
-  bool lost_device = false;                    // the latter
-  std::uint32_t reserved = 0;                  // slots kept for it that it has not taken yet
+  std::vector<TokenId> tokens;    // committed
+  std::vector<Table> tables;      // one a page set, all of one length
+  std::uint32_t hot_first = 0;    // blocks from here on are in the recent window
+  std::uint32_t lost_from = ~0u;  // first block whose only copy did not decode, or went with the device
+  bool lost_device = false;       // the latter
+  std::uint32_t reserved = 0;     // slots kept for it that it has not taken yet
+  // Of those, the most that it may take in its own namespace, and in its shared scope.
+  std::uint32_t reserved_own = 0, reserved_shared = 0;
   std::uint32_t expected = 0;                  // tokens that they are kept for; 0: it asked for no such thing
   bool preempted = false;                      // has its tokens and no blocks
   std::uint64_t step = 0;                      // the newest append or attend call that has had it among its rows
@@ -175,6 +177,8 @@ class ManagerImpl final : public Manager {
 
  private:
   friend struct ManagerTestPeer;
+  static constexpr std::uint16_t kAnyNamespace = 0xffff;  // whoever asks: no floor holds it back
+  static constexpr std::uint16_t kNewNamespace = 0xfffe;  // one that has nothing yet; Namespaces names fewer
   // What begin and match_prefix find: the blocks of the longest usable chain, by page set.
   struct Found {
     std::vector<std::vector<BlockId>> tables;
@@ -190,7 +194,8 @@ class ManagerImpl final : public Manager {
     std::uint32_t shared_blocks = 0;  // the most that may be found in it, or with `share` that are
     bool share = false;
     Fidelity min_fidelity = Fidelity::kDerived;
-    const KeyExtras* extras = nullptr;  // borrowed; null: none
+    std::uint16_t own_space = kAnyNamespace, shared_space = kAnyNamespace;  // numbers, as far as they are known
+    const KeyExtras* extras = nullptr;                                      // borrowed; null: none
     std::uint32_t max_tokens = ~0u;
     bool drop_last = false;
   };
@@ -231,8 +236,8 @@ class ManagerImpl final : public Manager {
   std::vector<Key> keys_of(const Sequence& seq, std::uint32_t blocks) const;
   bool public_has(const Scope& scope, std::span<const TokenId> tokens) const;
   bool plain_has(const Scope& scope, const Key& before, std::span<const TokenId> tokens) const;
-  Scope make_scope(const BeginOptions& options, std::size_t tokens) const;  // of names that are known or not
-  KeyChain chain_of(std::string_view name_space) const;
+  Scope make_scope(const BeginOptions& options, std::size_t tokens) const;      // of names that are known or not
+  KeyChain chain_of(std::string_view name_space, std::uint16_t& number) const;  // kNewNamespace: it is not known
   std::uint16_t space_of(const Sequence& seq, std::uint32_t block) const {
     return block < seq.shared_blocks ? seq.shared_space : seq.name_space;
   }
@@ -248,7 +253,13 @@ class ManagerImpl final : public Manager {
   std::uint64_t movable_slots() const;
   Status check_commit(const Sequence& seq, std::uint64_t total) const;
   Key last_key(const Sequence& seq) const;
-  Status reach_back(Sequence& seq, std::uint32_t n);
+  struct TakenBack {  // by a rewind behind a window
+    std::uint8_t page_set = 0;
+    std::uint32_t at = 0;
+    BlockId id = BlockId::kNone;
+  };
+  Result<std::vector<TakenBack>> reach_back(const Sequence& seq, std::uint32_t n) const;
+  void take_back(Sequence& seq, std::uint32_t n, std::span<const TakenBack> back);
   bool attends_lossy(const Sequence& seq) const;  // any block of its committed tokens is not exact
   // Some sequence that asked for exact context holds it.
   bool held_exact(BlockId id) const { return lossy_ && exact_refs_[index(id)] != 0; }
@@ -314,10 +325,19 @@ class ManagerImpl final : public Manager {
   bool has_records(const Sequence& seq, std::uint64_t count) const;
   std::uint32_t available_slots(const Sequence* who = nullptr) const;  // without what is kept for others
   // Slots that may be taken, or kept from being taken, without breaking into what is kept for anybody.
-  std::uint64_t spare_slots() const;
+  std::uint64_t spare_slots() const { return spare_slots(kAnyNamespace, kAnyNamespace); }
+  // By a call that has to do with the blocks of these alone.
+  std::uint64_t spare_slots(std::uint16_t own, std::uint16_t shared) const;
 
   // --- admission.cpp ---
-  std::uint32_t whole_need(const Found& found, std::uint64_t tokens, std::uint32_t snapshots) const;
+  std::uint32_t most_slots(const PageSet& set, std::uint64_t tokens, std::uint32_t snapshots) const;
+  std::uint32_t in_slots(std::span<const BlockId> blocks) const;
+  struct Parts {  // of a need, in a shared scope and in the sequence's own namespace, each at its most
+    std::uint32_t scope_blocks = 0;  // given: its first blocks, which are written there
+    std::uint32_t scope_most = 0, own_most = 0;
+  };
+  std::uint32_t whole_need(const Found& found, std::uint64_t tokens, std::uint32_t snapshots,
+                           Parts* parts = nullptr) const;
   static std::uint32_t most_snapshots(bool drop_last, std::uint32_t max_reuse) {
     return 3 + (drop_last || max_reuse != ~0u ? 1 : 0);
   }
@@ -325,9 +345,31 @@ class ManagerImpl final : public Manager {
   std::uint32_t revived_slots(const Found& found) const;
   // find_prefix, and no more of it than leaves what is kept for others.
   Found find_spare(std::span<const TokenId> tokens, const Scope& scope, bool all = false) const;
-  void keep_slots(Sequence& seq, std::uint32_t slots);     // that many are kept for it from now on
+  void keep_slots(Sequence& seq, std::uint32_t slots);  // that many are kept for it from now on
+  // Of so many slots, the most that a sequence may take in its shared scope, and in its own namespace.
+  std::uint32_t shared_part(const Sequence& seq, std::uint32_t slots) const;
+  std::uint32_t own_part(const Sequence& seq, std::uint32_t slots) const;
   void take_reserved(Sequence& seq, std::uint32_t slots);  // of what is kept for it
   void renew_reservation(Sequence& seq);  // it has fewer blocks than it had: room for them, as far as there is
+  std::uint32_t kept_need(const Sequence& seq) const;
+  std::uint32_t kept_need(const Sequence& seq, std::size_t page_set, std::uint64_t n, std::uint32_t has) const;
+  // What a call is about to change: slots that come free, by whose they are, and some that could be had and stay.
+  struct Change {
+    std::uint64_t given = 0, taken = 0;
+    std::vector<std::pair<std::uint16_t, std::uint64_t>> by_space;
+    std::uint64_t floored = 0;  // of given, what its namespace's floor may want back
+    void give(std::uint16_t name_space, bool has_floor);
+    std::uint64_t given_by(std::uint16_t name_space, bool others) const;
+  };
+  // more: slots, of which so many may be taken in each of the two namespaces.
+  struct Keep {
+    std::uint16_t own = 0, shared = 0;
+    std::uint64_t more = 0, more_own = 0, more_shared = 0;
+  };
+  bool can_keep(const Keep& keep, const Change& change) const;
+  Keep keep_more(const Sequence& seq, std::uint64_t more) const;
+  Status check_fork(const Sequence& parent) const;
+  Status check_rewind(const Sequence& seq, std::uint32_t n, std::span<const TakenBack> back) const;
 
   // --- resize.cpp ---
   struct Leaving;  // what resize_pool gives up
@@ -365,9 +407,7 @@ class ManagerImpl final : public Manager {
   void detach_frame(BlockId id);               // the block has nothing to do with its frame any more
   void note_live(BlockId id, bool live);       // its first reference came, its last one went
   bool evict_frame(std::uint16_t name_space);  // the host policy's first victim, for this namespace; false: none can go
-  static constexpr std::uint16_t kAnyNamespace = 0xffff;  // whoever asks: no floor holds it back
-  static constexpr std::uint16_t kNewNamespace = 0xfffe;  // one that has nothing yet; Namespaces names fewer
-  void release_retention();                               // pins, priorities and families end
+  void release_retention();                    // pins, priorities and families end
   // --- keep.cpp: retention, families, quotas; all of them free when nobody uses them ---
   void expire() const;  // what time has ended, whoever asks first
   // Before any answer about what there is: what has ended until now has ended, whoever asks first.
@@ -393,6 +433,7 @@ class ManagerImpl final : public Manager {
   Status ensure_level(std::uint8_t priority);
   Status check_pin_budget(std::span<const BlockId> blocks) const;
   Status check_spare(std::span<const BlockId> blocks) const;
+  std::uint64_t slots_of(std::vector<BlockId> staying) const;  // that can be had now, and not when these stay
   bool reservations_hold() const;  // floors, families and pins leave what is kept for sequences
   Status check_retention_room(std::span<const RetentionRange> ranges, const std::vector<BlockId>& blocks) const;
   Status apply_retention(Sequence& seq, std::uint32_t first, std::uint32_t end);

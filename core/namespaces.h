@@ -31,6 +31,9 @@ struct Namespace {
   std::uint32_t serial = 0;
   std::uint32_t sequences = 0;  // live, or waiting for a fence
   std::uint32_t reserved = 0;   // slots kept for them
+  std::uint32_t reserved_shared =
+      0;  // and of those kept for other namespaces' sequences, that may be taken in this one
+  std::uint32_t kept() const { return reserved + reserved_shared; }
   bool has_quota = false;
   bool idle = false;       // in the list of those that may go
   std::uint64_t used = 0;  // counts up: the last time that a sequence came or went

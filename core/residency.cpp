@@ -81,6 +81,15 @@ SlotId ManagerImpl::take_slot(std::uint16_t name_space) {
     if (pool_->tally(name_space).slots < ceiling) return slot;
     pool_->put_free_slot(slot, /*at_head=*/false);
   }
+  // What its floor hides from others is room for itself alone: where all that they can see is kept for sequences, its
+  // own cached blocks make room.
+  if (reserved_slots_ != 0 && name_space < namespaces_.end() && namespaces_[name_space].quota.device_floor != 0 &&
+      spare_slots() == 0)
+    if (const BlockId own = choose_slot_victim(name_space, /*own_only=*/true, {}); own != BlockId::kNone) {
+      const SlotId slot = evict_with_family(own);
+      drop_kin();
+      return slot;
+    }
   if (const SlotId slot = pool_->take_free_slot(); slot != SlotId::kNone) return slot;
   const BlockId victim = choose_slot_victim(name_space, /*own_only=*/false, {});
   if (victim == BlockId::kNone) return SlotId::kNone;

@@ -426,19 +426,22 @@ bool ManagerImpl::plain_has(const Scope& scope, const Key& before, std::span<con
   return look_up(scope.own.next(before, tokens), Fidelity::kDerived, ids).any;
 }
 
-KeyChain ManagerImpl::chain_of(std::string_view name_space) const {
+KeyChain ManagerImpl::chain_of(std::string_view name_space, std::uint16_t& number) const {
   const std::optional<std::uint16_t> known = namespaces_.find(name_space);
+  number = known.value_or(kNewNamespace);
   return known ? namespaces_[*known].chain : KeyChain(identity_, name_space);
 }
 
 ManagerImpl::Scope ManagerImpl::make_scope(const BeginOptions& options, std::size_t tokens) const {
-  Scope scope{.own = chain_of(options.name_space),
+  std::uint16_t number = kNewNamespace;
+  Scope scope{.own = chain_of(options.name_space, number),
               .min_fidelity = options.min_fidelity,
               .extras = options.extras.empty() ? nullptr : &options.extras,
               .max_tokens = options.max_reuse_tokens,
               .drop_last = options.drop_last_block};
+  scope.own_space = number;
   if (!options.shared_scope) return scope;
-  scope.shared = chain_of(*options.shared_scope);
+  scope.shared = chain_of(*options.shared_scope, scope.shared_space);
   scope.shared_blocks = static_cast<std::uint32_t>(std::min<std::size_t>(options.shared_tokens, tokens) / kBlockTokens);
   scope.share = options.share;
   return scope;
@@ -576,13 +579,13 @@ Result<Begun> ManagerImpl::begin(std::span<const TokenId> tokens, const BeginOpt
   seq->share = scope.share;
   seq->max_reuse = options.read_cache ? options.max_reuse_tokens : 0;
   seq->drop_last = options.drop_last_block;
-  if (options.admission == Admission::kReserve) {
+  if (options.admission == Admission::kReserve)
     seq->expected = std::max(static_cast<std::uint32_t>(tokens.size()), options.expected_tokens);
-    keep_slots(*seq, whole_need(found, seq->expected, most_snapshots(seq->drop_last, seq->max_reuse)));
-  }
   seq->tokens.assign(tokens.begin(), tokens.begin() + found.match.tokens);
   seq->min_fidelity = options.min_fidelity;
   hold(*seq, found);
+  if (seq->expected != 0)
+    keep_slots(*seq, whole_need(found, seq->expected, most_snapshots(seq->drop_last, seq->max_reuse)));
   announce_misses(*seq, tokens);
   seq->prompt_tokens = static_cast<std::uint32_t>(tokens.size());
   if (recorder_) recorder_->start(seq->begun = clock_());
@@ -692,11 +695,11 @@ bool ManagerImpl::has_room(const Sequence& seq, const Need& need, bool while_rea
     const Reach has = reach(name_space, while_reading);
     if (all + others > has.slots) return false;
     return has.below_ceiling == ~std::uint64_t{0} ||
-           slots + namespaces_[name_space].reserved - own_reserved <= has.below_ceiling;
+           slots + namespaces_[name_space].kept() - own_reserved <= has.below_ceiling;
   };
   if (all == 0) return true;
-  if (need.shared != 0 && !fits(seq.shared_space, need.shared, 0)) return false;
-  return need.shared == all || fits(seq.name_space, all - need.shared, seq.reserved);
+  if (need.shared != 0 && !fits(seq.shared_space, need.shared, seq.reserved_shared)) return false;
+  return need.shared == all || fits(seq.name_space, all - need.shared, seq.reserved_own);
 }
 
 // Records for new blocks: free ones, or those of blocks that are only in frames which may go. Counted one by one only
@@ -736,7 +739,7 @@ std::uint32_t ManagerImpl::available_slots(const Sequence* who) const {
   const Reach has = reach(who->name_space);
   const std::uint64_t slots = beyond(has.slots, reserved_slots_ - who->reserved);
   return static_cast<std::uint32_t>(
-      std::min(slots, beyond(has.below_ceiling, namespaces_[who->name_space].reserved - who->reserved)));
+      std::min(slots, beyond(has.below_ceiling, namespaces_[who->name_space].kept() - who->reserved_own)));
 }
 
 // What the requests of a step have been given so far: each finds what those before it have left.
@@ -798,7 +801,7 @@ class ManagerImpl::StepBooks {
     SeqId seq = SeqId::kNone;
     std::uint64_t tokens = 0;
     Need need;  // for them
-    std::uint64_t reserved = 0;
+    std::uint64_t reserved = 0, reserved_own = 0, reserved_shared = 0;
     bool again = false;  // named before
   };
   struct Space {
@@ -812,13 +815,19 @@ class ManagerImpl::StepBooks {
         one.again = true;
         return one;
       }
-    sequences_.push_back({.seq = seq.id, .tokens = 0, .need = {}, .reserved = seq.reserved, .again = false});
+    sequences_.push_back({.seq = seq.id,
+                          .tokens = 0,
+                          .need = {},
+                          .reserved = seq.reserved,
+                          .reserved_own = seq.reserved_own,
+                          .reserved_shared = seq.reserved_shared,
+                          .again = false});
     return sequences_.back();
   }
   Space& space(std::uint16_t id) {
     for (Space& at : spaces_)
       if (at.id == id) return at;
-    spaces_.push_back({id, 0, manager_.namespaces_[id].reserved, manager_.reach(id)});
+    spaces_.push_back({id, 0, manager_.namespaces_[id].kept(), manager_.reach(id)});
     return spaces_.back();
   }
   // What one more grant takes. A state that ends elsewhere meanwhile may take blocks that it would not at once.
@@ -843,8 +852,8 @@ class ManagerImpl::StepBooks {
       return at.reach.below_ceiling == ~std::uint64_t{0} ||
              at.taken + slots + at.reserved - own <= at.reach.below_ceiling + movable_;
     };
-    if (need.shared != 0 && !fits_in(seq.shared_space, need.shared, 0)) return false;
-    if (need.shared != all && !fits_in(seq.name_space, all - need.shared, one.reserved)) return false;
+    if (need.shared != 0 && !fits_in(seq.shared_space, need.shared, one.reserved_shared)) return false;
+    if (need.shared != all && !fits_in(seq.name_space, all - need.shared, one.reserved_own)) return false;
     return manager_.has_records(seq, taken_ + all);
   }
   std::uint64_t by_slots(const Sequence& seq, const One& one, std::uint64_t tokens) {
@@ -867,13 +876,23 @@ class ManagerImpl::StepBooks {
   void take(const Sequence& seq, One& one, std::uint64_t tokens) {
     if (tokens == 0) return;
     const Need need = more(seq, one, tokens);
-    const std::uint64_t own = std::min<std::uint64_t>(one.reserved, need.slots());
+    // What is kept for it afterwards, as keep_slots() has it.
+    const std::uint64_t left = one.reserved - std::min<std::uint64_t>(one.reserved, need.slots());
+    const bool open = manager_.windowed_ || seq.tokens.size() % kBlockTokens != 0;
+    const std::uint64_t shared =
+        one.reserved_shared - (open ? 0 : std::min<std::uint64_t>(one.reserved_shared, need.shared));
+    const std::uint64_t left_own = std::min(one.reserved_own, left), left_shared = std::min(shared, left);
     taken_ += need.slots();
     if (need.shared != 0) space(seq.shared_space).taken += need.shared;
     if (need.shared != need.slots()) space(seq.name_space).taken += need.slots() - need.shared;
-    reserved_ -= own;
-    for (Space& at : spaces_) at.reserved -= at.id == seq.name_space ? own : 0;
-    one.reserved -= own;
+    reserved_ -= one.reserved - left;
+    for (Space& at : spaces_) {
+      if (at.id == seq.name_space) at.reserved -= one.reserved_own - left_own;
+      if (at.id == seq.shared_space) at.reserved -= one.reserved_shared - left_shared;
+    }
+    one.reserved = left;
+    one.reserved_own = left_own;
+    one.reserved_shared = left_shared;
     one.tokens += tokens;
     one.need.blocks += need.blocks;
     one.need.copies += need.copies;
@@ -1204,7 +1223,8 @@ Status ManagerImpl::commit(SeqId id, std::span<const TokenId> tokens) {
   move_window(*seq);
   slide_out(*seq);
   queue_cold(*seq, /*ending=*/false);
-  if (windowed_ || host_) renew_reservation(*seq);  // what slid out or went below is not its room any more
+  if (windowed_ || host_ || seq->reserved_shared != 0)
+    renew_reservation(*seq);  // what slid out or went below is not its room any more
   return {};
 }
 
@@ -1212,6 +1232,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
   Lock lock(mutex_);
   moment_.reset();
   FIRN_ASSIGN(const Sequence* parent, get_sequence(id, "fork"));
+  FIRN_TRY(check_fork(*parent));
   FIRN_ASSIGN(Sequence * child, make_sequence(parent->name_space));
   parent = find_sequence(id);
   namespaces_.add_sequence(parent->shared_space);
@@ -1251,9 +1272,7 @@ Result<SeqId> ManagerImpl::fork(SeqId id) {
       if (table.blocks[i] != BlockId::kNone) add_ref(table.blocks[i], is_hot(*child, i), child->exact());
   }
   // Whoever writes first copies the tail: room that is kept for the parent has to do for that too.
-  if (Sequence& kept = *find_sequence(id); kept.expected != 0 && kept.tokens.size() % kBlockTokens != 0)
-    keep_slots(kept,
-               kept.reserved + static_cast<std::uint32_t>(std::min<std::uint64_t>(kept.tables.size(), spare_slots())));
+  renew_reservation(*find_sequence(id));
   return child->id;
 }
 
@@ -1292,7 +1311,9 @@ Status ManagerImpl::rewind(SeqId id, std::uint32_t n) {
       table.first_held = n % kBlockTokens == 0 ? keep : keep - 1;
     }
   }
-  FIRN_TRY(reach_back(*seq, n));
+  FIRN_ASSIGN(const std::vector<TakenBack> back, reach_back(*seq, n));
+  FIRN_TRY(check_rewind(*seq, n, back));
+  take_back(*seq, n, back);
   for (std::size_t s = seq->tables.size(); s-- > 0;) {
     std::vector<BlockId>& blocks = seq->tables[s].blocks;
     while (blocks.size() > keep) {
@@ -1357,20 +1378,15 @@ Key ManagerImpl::last_key(const Sequence& seq) const {
   return key;
 }
 
-// Before a rewind to n tokens: windows reach further back than they do now, so blocks that slid out are taken back,
-// where they can still be found. All or nothing.
-Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
-  if (!windowed_) return {};
-  struct Back {
-    BlockId* entry = nullptr;
-    BlockId id = BlockId::kNone;
-    std::uint32_t at = 0;
-  };
-  std::vector<Back> back;
+// Before a rewind to n tokens: windows reach further back than they do now, so blocks that slid out are to be taken
+// back, where they can still be found.
+Result<std::vector<ManagerImpl::TakenBack>> ManagerImpl::reach_back(const Sequence& seq, std::uint32_t n) const {
+  std::vector<TakenBack> back;
+  if (!windowed_) return back;
   std::vector<Key> keys;
   const std::uint32_t keep = blocks_for(n);
   for (std::uint8_t s = 0; s < seq.tables.size(); ++s) {
-    Table& table = seq.tables[s];
+    const Table& table = seq.tables[s];
     if (layout_.sets[s].kind == GroupKind::kState && n % kBlockTokens != 0 && n != seq.tokens.size())
       return Status(
           Code::kInvalidArgument,
@@ -1387,21 +1403,19 @@ Status ManagerImpl::reach_back(Sequence& seq, std::uint32_t n) {
             fmt::format("rewind: sequence {} has given up what {} tokens need in group {}, and it was evicted "
                         "or never kept; free it and begin() again",
                         index(seq.id), n, index(layout_.sets[s].group)));
-      back.push_back({&table.blocks[i], id, i});
+      back.push_back({.page_set = s, .at = i, .id = id});
     }
   }
-  if (reserved_slots_ != 0) {
-    std::vector<BlockId> blocks;
-    for (const Back& one : back) blocks.push_back(one.id);
-    FIRN_TRY(check_spare(blocks).with_context("rewind"));
-  }
-  for (const Back& one : back) {
-    *one.entry = one.id;
+  return back;
+}
+
+void ManagerImpl::take_back(Sequence& seq, std::uint32_t n, std::span<const TakenBack> back) {
+  for (const TakenBack& one : back) {
+    seq.tables[one.page_set].blocks[one.at] = one.id;
     add_ref(one.id, is_hot(seq, one.at), seq.exact());
   }
-  for (std::size_t s = 0; s < seq.tables.size(); ++s)
+  for (std::size_t s = 0; s < seq.tables.size() && windowed_; ++s)
     seq.tables[s].first_held = std::min(seq.tables[s].first_held, first_needed(layout_.sets[s], n));
-  return {};
 }
 
 void ManagerImpl::release_blocks(std::span<const Table> tables, std::uint32_t first_hot, bool exact, bool forget) {

@@ -46,13 +46,14 @@ Violations ManagerImpl::verify() const {
       }
   };
   std::uint64_t sequence_bytes = 0, reserved = 0;
-  std::vector<std::uint64_t> reserved_in(namespaces_.end());
+  std::vector<std::uint64_t> reserved_in(namespaces_.end()), reserved_shared(namespaces_.end());
   std::set<const HeldExtras*> seen_extras;
   for (const auto& [number, seq] : sequences_) {
     count(seq->tables, seq->hot_first, seq->exact());
     sequence_bytes += seq->charge.bytes() + seq->ranges_charge.bytes();
     reserved += seq->reserved;
-    reserved_in[seq->name_space] += seq->reserved;
+    reserved_in[seq->name_space] += seq->reserved_own;
+    reserved_shared[seq->shared_space] += seq->reserved_shared;
     if (seq->extras && seen_extras.insert(seq->extras.get()).second) sequence_bytes += seq->extras->charge.bytes();
     if (seq->preempted) {
       // Of all that speaks of blocks nothing is left; its tokens are what resume() asks for.
@@ -254,9 +255,12 @@ Violations ManagerImpl::verify() const {
   if (reserved != reserved_slots_)
     fail("admission: {} slots kept for sequences, {} counted", reserved, reserved_slots_);
   for (std::uint32_t i = 0; i < namespaces_.end(); ++i)
-    if (const auto id = static_cast<std::uint16_t>(i);
-        namespaces_.in_use(id) && namespaces_[id].reserved != reserved_in[i])
-      fail("namespace {}: {} slots kept for its sequences, {} counted", i, reserved_in[i], namespaces_[id].reserved);
+    if (const auto id = static_cast<std::uint16_t>(i); namespaces_.in_use(id)) {
+      const Namespace& space = namespaces_[id];
+      if (space.reserved != reserved_in[i] || space.reserved_shared != reserved_shared[i])
+        fail("namespace {}: {} slots kept for its sequences and {} for others', {} and {} counted", i, reserved_in[i],
+             reserved_shared[i], space.reserved, space.reserved_shared);
+    }
 
   // Frames.
   std::uint32_t frames = 0, frame_candidates = 0;

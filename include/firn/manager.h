@@ -77,7 +77,7 @@ struct PrefixMatch {
 enum class Admission : std::uint8_t {
   kAlways,   // room is looked for when it is allocated
   kMustFit,  // begin() refuses unless all of it has room now: kUnavailable (later, perhaps), kNoSpace (never)
-  kReserve,  // and that room is kept for it: no other sequence's allocate() takes it
+  kReserve,  // and that room is kept for it, through every call: what would break it is refused (kUnavailable)
 };
 
 struct BeginOptions {
@@ -224,9 +224,14 @@ class FIRN_API Manager {
   // The next tokens of the sequence, appended in every layer. Full blocks get their keys and can be found from now on;
   // what leaves the recent window is queued to be pressed into the host tier.
   virtual Status commit(SeqId seq, std::span<const TokenId> tokens) = 0;
-  // A second sequence with the same tokens. Blocks are shared; the first write into a shared tail copies it.
+  // A second sequence with the same tokens. Blocks are shared; the first write into a shared tail copies it. kNoSpace:
+  // max_sequences, or metadata. kUnavailable: no room is left for that copy, and the parent's is kept (kReserve).
   virtual Result<SeqId> fork(SeqId seq) = 0;
   // Keeps the first n committed tokens. Dropped tokens that no other sequence shares are never matched again.
+  // kInvalidArgument: more than it has or is usable, or within a block whose recurrent state was not kept.
+  // kUnavailable: what slid out of a window is gone (free it and begin() again), or what is kept for sequences
+  // (kReserve) would not be there any more, its own share of it too where others hold the same blocks; try again when a
+  // sequence has ended.
   virtual Status rewind(SeqId seq, std::uint32_t n) = 0;
   // Blocks stay findable until evicted, the tail first. Slots are reused only after fence has passed. kInvalidArgument:
   // a fence that this manager's device did not give out or cannot wait for (an external one, on the devices of this

@@ -312,6 +312,164 @@ TEST(Promises, AReservationComesBackWithARewindAndAResume) {
   EXPECT_EQ(broken(*manager), "");
 }
 
+// Blocks that another sequence holds too give no room when they are given up: what is kept would not be there.
+TEST(Promises, ARewindThatWouldBreakAReservationIsRefused) {
+  const auto manager = make_manager(bookkeeping(11));  // ten slots
+  const Tokens tokens = distinct(64, 0);
+  const SeqId other = prompt(*manager, joined(tokens, {1}));  // five of them
+  const auto owner = manager->begin(joined(tokens, {2}), reserve(80));
+  ASSERT_EQ(owner->match.tokens, 64u);
+  const SeqId third = manager->begin(Tokens{7})->seq;
+  ASSERT_OK(manager->allocate(third, 64).status());
+  EXPECT_EQ(manager->stats().slots_reserved, 1u);
+  for (const std::uint32_t n : {16u, 48u, 60u}) {
+    EXPECT_EQ(manager->rewind(owner->seq, n).code(), Code::kUnavailable) << n;
+    EXPECT_EQ(manager->token_count(owner->seq), 64u);
+    EXPECT_EQ(manager->stats().slots_reserved, 1u);
+  }
+  ASSERT_OK(manager->rewind(owner->seq, 64));
+  ASSERT_OK(manager->free(other));
+  ASSERT_OK(manager->rewind(owner->seq, 16));
+  EXPECT_EQ(manager->stats().slots_reserved, 4u);
+  EXPECT_OK(manager->allocate(owner->seq, 64).status());
+  EXPECT_EQ(broken(*manager), "");
+}
+
+// Nor is there room for the copy of a tail that a fork shares.
+TEST(Promises, AForkThatWouldBreakAReservationIsRefused) {
+  const auto manager = make_manager(bookkeeping(11));  // ten slots
+  const SeqId owner = manager->begin(distinct(3, 0), reserve(96))->seq;
+  ASSERT_OK(manager->allocate(owner, 40).status());
+  ASSERT_OK(manager->commit(owner, distinct(40, 0)));
+  const SeqId third = manager->begin(Tokens{7})->seq;
+  ASSERT_OK(manager->allocate(third, 64).status());
+  EXPECT_EQ(manager->fork(owner).status().code(), Code::kUnavailable);
+  EXPECT_EQ(manager->stats().slots_reserved, 3u);
+  ASSERT_OK(manager->rewind(third, 0));
+  for (int round = 0; round < 3; ++round) {
+    const auto child = manager->fork(owner);
+    ASSERT_OK(child.status());
+    EXPECT_EQ(manager->stats().slots_reserved, 4u) << "one for the copy, however many forks there were";
+    ASSERT_OK(manager->free(*child));
+  }
+  EXPECT_OK(manager->allocate(owner, 56).status());
+  EXPECT_EQ(broken(*manager), "");
+}
+
+TEST(Promises, ACeilingThatWouldBreakAReservationIsRefused) {
+  const auto manager = make_manager(bookkeeping(21));  // twenty slots
+  const SeqId owner =
+      manager->begin(distinct(3, 0), {.name_space = "a", .admission = Admission::kReserve, .expected_tokens = 16 * 8})
+          ->seq;
+  EXPECT_EQ(manager->set_quota("a", {.device_ceiling = budget(7)}).code(), Code::kUnavailable);
+  EXPECT_EQ(manager->usage("a").quota.device_ceiling, 0u);
+  ASSERT_OK(manager->set_quota("a", {.device_ceiling = budget(8)}));
+  EXPECT_OK(manager->allocate(owner, 16 * 8).status());
+  ASSERT_OK(manager->set_quota("a", {.device_ceiling = budget(3)})) << "nothing is kept any more";
+  EXPECT_EQ(manager->rewind(owner, 0).code(), Code::kUnavailable) << "eight would be, and three is the most";
+  ASSERT_OK(manager->set_quota("a", {}));
+  EXPECT_OK(manager->rewind(owner, 0));
+  EXPECT_EQ(manager->stats().slots_reserved, 8u);
+}
+
+// Another sequence's cold blocks are room that is kept, and none any more once they are in somebody's recent window.
+TEST(Promises, AHitDoesNotMakeRecentWhatIsKept) {
+  Config config = bookkeeping(15);  // fourteen slots
+  config.pool.max_step_tokens = 16;
+  config.host.budget_bytes = 2u << 20;
+  config.host.huge_pages = false;
+  config.mover.worker = false;
+  config.protect.sinks = 0;
+  config.protect.recent = 32;
+  const auto manager = make_manager(config, small_model(), {.assumed_ratio = 2.0});
+  const Tokens tokens = distinct(16 * 11, 0);
+  const SeqId reader = prompt(*manager, tokens);
+  manager->pump();
+  ASSERT_EQ(ManagerTestPeer::reachable(*manager), 11u) << "three are free, and eight are cold and have a copy";
+  std::vector<SeqId> owners;
+  for (const std::uint32_t tokens_kept : {64u, 64u, 48u})
+    owners.push_back(manager->begin(distinct(3, 9000), reserve(tokens_kept))->seq);
+  ASSERT_EQ(manager->stats().slots_reserved, 11u);
+  const auto newcomer = manager->begin(joined(Tokens(tokens.begin(), tokens.begin() + 64), {1}));
+  ASSERT_OK(newcomer.status());
+  EXPECT_EQ(ManagerTestPeer::reachable(*manager), 11u);
+  EXPECT_EQ(newcomer->match.tokens, 0u);
+  EXPECT_OK(manager->allocate(owners[0], 64).status());
+  EXPECT_OK(manager->allocate(owners[1], 64).status());
+  EXPECT_OK(manager->allocate(owners[2], 48).status());
+  EXPECT_EQ(manager->token_count(reader), tokens.size());
+  EXPECT_EQ(broken(*manager), "");
+}
+
+// What a sequence is going to write into a shared scope is kept below the scope's ceiling, for each that does.
+TEST(Promises, ReservationsInASharedScopeAddUpBelowItsCeiling) {
+  const auto manager = make_manager(bookkeeping(31));  // thirty slots
+  ASSERT_OK(manager->set_quota("scope", {.device_ceiling = budget(8)}));
+  BeginOptions options = reserve(16 * 6);
+  options.shared_scope = "scope", options.shared_tokens = 16 * 5, options.share = true;
+  const Tokens mine = distinct(96, 0), its = distinct(96, 5000);
+  const SeqId owner = manager->begin(mine, options)->seq;
+  EXPECT_EQ(manager->begin(its, options).status().code(), Code::kUnavailable) << "five and five are more than eight";
+  const SeqId other =
+      manager->begin(its, {.name_space = {}, .shared_scope = "scope", .shared_tokens = 80, .share = true})->seq;
+  EXPECT_EQ(manager->allocate(other, 64).status().code(), Code::kNoSpace) << "three are left";
+  EXPECT_OK(manager->allocate(other, 48).status());
+  EXPECT_EQ(manager->set_quota("scope", {.device_ceiling = budget(7)}).code(), Code::kUnavailable);
+  EXPECT_EQ(broken(*manager), "");
+  EXPECT_OK(manager->allocate(owner, 96).status());
+  ASSERT_OK(manager->commit(owner, mine));
+  EXPECT_EQ(broken(*manager), "");
+}
+
+// A recurrent state is kept where a step ends, which may be behind the scope.
+TEST(Promises, AStateBehindASharedScopeIsBelowItsOwnNamespacesCeiling) {
+  const ModelSpec model = model_of({full(1), state(1)});
+  const auto manager = make_manager(books(40, model), model);
+  const std::uint64_t page = page_layout(model)->page_bytes;
+  BeginOptions options = reserve(70);
+  options.name_space = "a", options.shared_scope = "scope", options.shared_tokens = 48, options.share = true;
+  ASSERT_OK(manager->set_quota("a", {.device_ceiling = 3 * page}));
+  EXPECT_EQ(manager->begin(distinct(48, 0), options).status().code(), Code::kNoSpace) << "two blocks, two states";
+  ASSERT_OK(manager->set_quota("a", {.device_ceiling = 4 * page}));
+  const auto owner = manager->begin(distinct(48, 0), options);
+  ASSERT_OK(owner.status());
+  EXPECT_OK(manager->allocate(owner->seq, 70).status());
+  EXPECT_EQ(broken(*manager), "");
+}
+
+// Room that is kept for one is not let be kept for another who alone can get at it.
+TEST(Promises, AReservationIsNotLetInBehindAFloorThatHidesItFromAnother) {
+  const auto manager = make_manager(bookkeeping(21));  // twenty slots
+  ASSERT_OK(manager->set_quota("a", {.device_floor = budget(7)}));
+  const SeqId first = manager->begin(distinct(16 * 7, 0), {.name_space = "a"})->seq;
+  ASSERT_OK(manager->allocate(first, 16 * 7).status());
+  ASSERT_OK(manager->commit(first, distinct(16 * 7, 0)));
+  ASSERT_OK(manager->free(first));
+  BeginOptions options = reserve(16 * 10);
+  const SeqId owner = manager->begin(Tokens{1}, options)->seq;
+  options.name_space = "a";
+  EXPECT_EQ(manager->begin(Tokens{2}, options).status().code(), Code::kUnavailable);
+  options.expected_tokens = 16 * 3;
+  EXPECT_OK(manager->begin(Tokens{2}, options).status());
+  EXPECT_OK(manager->allocate(owner, 16 * 10).status());
+}
+
+// What a floor hides from others is what its namespace takes first where they have nothing to spare.
+TEST(Promises, ANamespaceWithAFloorTakesItsOwnBeforeWhatIsKeptForOthers) {
+  const auto manager = make_manager(bookkeeping(21));  // twenty slots
+  ASSERT_OK(manager->set_quota("b", {.device_floor = budget(7)}));
+  const SeqId first = manager->begin(distinct(16 * 7, 0), {.name_space = "b"})->seq;
+  ASSERT_OK(manager->allocate(first, 16 * 7).status());
+  ASSERT_OK(manager->commit(first, distinct(16 * 7, 0)));
+  ASSERT_OK(manager->free(first));
+  const SeqId owner = manager->begin(Tokens{1}, reserve(16 * 13))->seq;
+  const SeqId other = manager->begin(Tokens{2}, {.name_space = "b"})->seq;
+  EXPECT_OK(manager->allocate(other, 16 * 3).status());
+  EXPECT_EQ(manager->usage("b").device_bytes, budget(7));
+  EXPECT_OK(manager->allocate(owner, 16 * 13).status());
+  EXPECT_EQ(broken(*manager), "");
+}
+
 // A window and a state give blocks up as their sequence grows, and need as many again.
 TEST(Promises, AReservationLastsAsLongAsItsSequenceGrows) {
   const ModelSpec model = model_of({full(1), window(1, 40), state(1)});

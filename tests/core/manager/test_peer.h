@@ -48,6 +48,11 @@ struct ManagerTestPeer {
     return job.status.ok() ? bytes : std::vector<std::byte>();
   }
   static std::uint32_t& kept_by_readers(Manager& manager) { return of(manager).all_kept_back_.reader; }
+  // Slots that are free or could be had.
+  static std::uint64_t reachable(Manager& manager) {
+    const Lock lock(of(manager).mutex_);
+    return of(manager).reach(ManagerImpl::kAnyNamespace).slots;
+  }
   static std::uint32_t& chunk_slots(Manager& manager, std::uint32_t slot) {
     return of(manager).memory_->chunks_[of(manager).memory_->chunk_of(SlotId{slot})].slots;
   }
