@@ -284,7 +284,9 @@ typedef struct firn_step_plan { /* a result */
   uint32_t chunk_limit;       /* new tokens the whole step may have now; 0: blocked says why */
   uint32_t chunk_limit_moved; /* and once what is cold has moved to the host */
   uint32_t blocks_needed;
-  firn_code blocked; /* FIRN_OK, FIRN_UNAVAILABLE (firn_pump or firn_wait_room) or FIRN_NO_SPACE */
+  /* FIRN_OK, FIRN_UNAVAILABLE (firn_pump or firn_wait_room), FIRN_NO_SPACE, FIRN_INVALID_ARGUMENT (longer than
+   * max_sequence_tokens) or FIRN_CORRUPT (lost blocks: rewind to firn_usable_tokens) */
+  firn_code blocked;
   uint64_t staging_bytes, workspace_bytes;
 } firn_step_plan;
 FIRN_C_API firn_code firn_plan_step(const firn_manager* manager, const firn_step_request* requests,
@@ -295,7 +297,8 @@ FIRN_C_API firn_code firn_plan_step(const firn_manager* manager, const firn_step
 typedef struct firn_copy_order { /* frozen */
   uint32_t from, to, tokens, page_set;
 } firn_copy_order;
-/* FIRN_UNAVAILABLE: firn_pump or firn_wait_room, then again. FIRN_NO_SPACE: live sequences hold everything. */
+/* FIRN_UNAVAILABLE: firn_pump or firn_wait_room, then again. FIRN_NO_SPACE: live sequences, reservations, quotas,
+ * families or pins hold everything, or records or metadata are used up. FIRN_CORRUPT: lost blocks; rewind first. */
 FIRN_C_API firn_code firn_allocate(firn_manager* manager, firn_seq seq, uint32_t new_tokens, uint32_t lookahead,
                                    firn_copy_order** orders, size_t* order_count);
 FIRN_C_API void firn_copy_order_free(firn_copy_order* orders);
@@ -327,7 +330,10 @@ FIRN_C_API uint64_t firn_attend_mass_bytes(uint32_t query_heads, uint32_t rows, 
 FIRN_C_API firn_code firn_attend(firn_manager* manager, uint32_t layer, const firn_step_rows* rows, size_t rows_count,
                                  const firn_attend_params* params, firn_address q, firn_address out, firn_fence* fence);
 FIRN_C_API firn_code firn_commit(firn_manager* manager, firn_seq seq, const firn_token* tokens, size_t token_count);
+/* FIRN_UNAVAILABLE: there is no room for the copy of the tail that both share, and the parent's room is kept. */
 FIRN_C_API firn_code firn_fork(firn_manager* manager, firn_seq seq, firn_seq* child);
+/* FIRN_UNAVAILABLE: what slid out of a window is gone, or what is kept for sequences (reserve) would not be there any
+ * more; nothing has changed. */
 FIRN_C_API firn_code firn_rewind(firn_manager* manager, firn_seq seq, uint32_t token_count);
 /* Slots are used again only after the fence; NULL: at once. */
 FIRN_C_API firn_code firn_free(firn_manager* manager, firn_seq seq, const firn_fence* fence);
@@ -410,6 +416,8 @@ typedef struct firn_pin_report { /* a result */
   uint32_t pinned, absent;
   uint64_t pinned_bytes, budget_bytes;
 } firn_pin_report;
+/* These, a lease and a family are refused with FIRN_UNAVAILABLE where they would hold what is kept for sequences
+ * (reserve), with FIRN_NO_SPACE beyond retention.pin_budget or metadata.budget; nothing has changed then. */
 FIRN_C_API firn_code firn_pin(firn_manager* manager, const firn_key* keys, size_t key_count, int64_t ttl_ns,
                               firn_pin_report* report);
 FIRN_C_API firn_code firn_unpin(firn_manager* manager, const firn_key* keys, size_t key_count, uint32_t* unpinned);
@@ -431,6 +439,7 @@ typedef struct firn_usage { /* a result */
   uint64_t device_bytes, host_bytes;
   uint32_t sequences, blocks;
 } firn_usage;
+/* FIRN_UNAVAILABLE: with these bounds what is kept for sequences (reserve) could not be had; nothing has changed. */
 FIRN_C_API firn_code firn_set_quota(firn_manager* manager, const void* name_space, size_t name_space_bytes,
                                     const firn_quota* quota);
 FIRN_C_API firn_code firn_get_usage(const firn_manager* manager, const void* name_space, size_t name_space_bytes,

@@ -149,7 +149,10 @@ struct StepPlan {
   std::uint32_t blocks_needed = 0;      // slots that allocate() will take for what was asked
   std::uint64_t staging_bytes = 0;      // cold bytes one layer decodes
   std::uint64_t workspace_bytes = 0;
-  Status blocked;  // why chunk_limit is 0: kUnavailable (moving: pump or wait_room), kNoSpace (never)
+  // Why chunk_limit is 0, as allocate() would say of the first request that may have nothing: kUnavailable (moving, or
+  // the device is behind: pump or wait_room), kNoSpace (slots, records, metadata, a ceiling), kInvalidArgument
+  // (max_sequence_tokens), kCorrupt (it has lost blocks: rewind to usable_tokens).
+  Status blocked;
 };
 
 // Rows of one sequence within append and attend: consecutive tokens, allocated and perhaps not yet committed.
@@ -210,7 +213,10 @@ class FIRN_API Manager {
   virtual Result<Begun> begin(std::span<const TokenId> tokens, const BeginOptions& options = {}) = 0;
   virtual Result<StepPlan> plan_step(std::span<const StepRequest> requests) const = 0;
   // Room for new_tokens (and `lookahead` more) behind the committed ones. kUnavailable: cold blocks are on their way to
-  // the host; pump() or wait_room(), then again. kNoSpace: everything is held by live sequences.
+  // the host, a fence has not passed, or a step of another thread reads what would be taken; pump() or wait_room(),
+  // then again. kNoSpace: live sequences, reservations, quotas, families or pins hold everything, or records or
+  // metadata are used up. kInvalidArgument: more than max_sequence_tokens. kCorrupt: it has lost blocks; rewind to
+  // usable_tokens(seq).
   virtual Result<std::vector<CopyOrder>> allocate(SeqId seq, std::uint32_t new_tokens, std::uint32_t lookahead = 0) = 0;
   // layer counts through the model's groups in their order. k, v: f32 [rows][kv_heads][dim], device addresses. Rows are
   // allocated and uncommitted.
@@ -299,24 +305,27 @@ class FIRN_API Manager {
   // --- keeping --- (firn/retention.h)
   // Replaces the sequence's ranges; blocks it has already get their priority now, later ones when they are committed.
   virtual Status set_retention(SeqId seq, std::span<const RetentionRange> ranges) = 0;
-  // No tier evicts these for ttl_ns; a second pin extends the first. kNoSpace: more than retention.pin_budget, and
-  // nothing was pinned.
+  // No tier evicts these for ttl_ns; a second pin extends the first. kNoSpace: more than retention.pin_budget, or no
+  // metadata; kUnavailable: it would hold what is kept for sequences (kReserve). Nothing was pinned then.
   virtual Result<PinReport> pin(std::span<const Key> keys, std::int64_t ttl_ns) = 0;
   virtual std::uint32_t unpin(std::span<const Key> keys) = 0;  // how many were pinned
-  // All of the keys or none: kUnavailable names how many of the first are here. A lease ends at its deadline or when it
-  // is released, whichever is first.
+  // All of the keys or none: kUnavailable names how many of the first are here, or says that it would hold what is kept
+  // for sequences (kReserve); kNoSpace: retention.pin_budget, kMaxLeases, or no metadata. A lease ends at its deadline
+  // or when it is released, whichever is first.
   virtual Result<LeaseId> acquire_lease(std::string_view owner, std::span<const Key> keys, std::int64_t ttl_ns) = 0;
   virtual Status renew_lease(LeaseId lease, std::int64_t ttl_ns) = 0;  // from now; kUnavailable: it has ended
   virtual bool release_lease(LeaseId lease) = 0;                       // false: it had ended already
   virtual std::vector<LeaseInfo> leases() const = 0;
   // From now on the blocks of these keys are evicted together, and kept while any one of them cannot go: parts that are
   // worth nothing without each other, such as the ranks or groups of one chunk. All of them are here; a block is in at
-  // most one family. A family ends when one of its blocks is gone.
+  // most one family. A family ends when one of its blocks is gone. kUnavailable: some are not here, or what would be
+  // kept with them is kept for sequences (kReserve).
   virtual Status set_family(std::span<const Key> keys) = 0;
 
   // --- namespaces ---
   // Takes effect at once; who is above a new ceiling gets no new slots until it is below. kInvalidArgument: the floors
-  // of all namespaces together are more than a tier has.
+  // of all namespaces together are more than a tier has. kUnavailable: with this floor or ceiling, what is kept for
+  // sequences (kReserve) could not be had any more. Nothing has changed then.
   virtual Status set_quota(std::string_view name_space, const NamespaceQuota& quota) = 0;
   virtual NamespaceUsage usage(std::string_view name_space) const = 0;
   // What events call a namespace: a hash that tells nothing to whoever does not know the name.

@@ -1,8 +1,9 @@
 // retention.h: what shall be kept longer than its last use alone would keep it.
 //
 // Priorities order victims: lowest first, and within a priority as the policy says. A pin or a lease forbids eviction
-// until it ends; both count against retention.pin_budget, so that no caller can pin the pool away from the others. All
-// of them end by themselves, by the manager's clock. Blocks of live sequences are never evicted in any case.
+// until it ends; both count against retention.pin_budget, so that no caller can pin the pool away from the others, and
+// neither takes room that is kept for a sequence (Admission::kReserve). All of them end by themselves, by the manager's
+// clock. Blocks of live sequences are never evicted in any case.
 #pragma once
 
 #include <cstdint>

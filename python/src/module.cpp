@@ -892,13 +892,16 @@ void bind_sequences(nb::class_<PyManager>& manager) {
           [](PyManager& self, std::uint64_t seq) {
             return index(self.checked([&](Manager& m) { return m.fork(SeqId{seq}); }));
           },
-          "seq"_a)
+          "seq"_a,
+          "A second sequence with the same tokens. Unavailable: no room for the copy of the tail that both share.")
       .def(
           "rewind",
           [](PyManager& self, std::uint64_t seq, std::uint32_t n) {
             self.checked([&](Manager& m) { return m.rewind(SeqId{seq}, n); });
           },
-          "seq"_a, "n"_a, "Keeps the first n committed tokens.")
+          "seq"_a, "n"_a,
+          "Keeps the first n committed tokens. Unavailable: what slid out of a window is gone, or what is kept for "
+          "sequences (reserve) would not be there any more.")
       .def(
           "free",
           [](PyManager& self, std::uint64_t seq, const std::optional<Fence>& fence) {
@@ -1057,7 +1060,8 @@ void bind_keeping(nb::class_<PyManager>& manager) {
             const std::vector<Key> given = keys_of(keys);
             return self.checked([&](Manager& m) { return m.pin(given, ttl_ns); });
           },
-          "keys"_a, "ttl_ns"_a)
+          "keys"_a, "ttl_ns"_a,
+          "Unavailable: it would hold what is kept for sequences (reserve). NoSpace: retention.pin_budget.")
       .def(
           "unpin",
           [](PyManager& self, nb::handle keys) {
@@ -1071,7 +1075,8 @@ void bind_keeping(nb::class_<PyManager>& manager) {
             const std::vector<Key> given = keys_of(keys);
             return index(self.checked([&](Manager& m) { return m.acquire_lease(owner, given, ttl_ns); }));
           },
-          "owner"_a, "keys"_a, "ttl_ns"_a)
+          "owner"_a, "keys"_a, "ttl_ns"_a,
+          "All of the keys or none. Unavailable: some are not here, or are kept for sequences (reserve).")
       .def(
           "renew_lease",
           [](PyManager& self, std::uint64_t lease, std::int64_t ttl_ns) {
@@ -1091,7 +1096,7 @@ void bind_keeping(nb::class_<PyManager>& manager) {
             const std::vector<Key> given = keys_of(keys);
             self.checked([&](Manager& m) { return m.set_family(given); });
           },
-          "keys"_a)
+          "keys"_a, "Unavailable: some are not here, or would hold what is kept for sequences (reserve).")
       .def(
           "set_quota",
           [](PyManager& self, nb::handle name_space, std::uint64_t device_floor, std::uint64_t device_ceiling,
@@ -1102,7 +1107,8 @@ void bind_keeping(nb::class_<PyManager>& manager) {
             });
           },
           "name_space"_a, nb::kw_only(), "device_floor"_a = 0, "device_ceiling"_a = 0, "host_floor"_a = 0,
-          "host_ceiling"_a = 0)
+          "host_ceiling"_a = 0,
+          "Bytes; 0: none. Unavailable: with these bounds what is kept for sequences (reserve) could not be had.")
       .def(
           "usage",
           [](PyManager& self, nb::handle name_space) {

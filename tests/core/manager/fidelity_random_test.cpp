@@ -194,7 +194,6 @@ class Trial {
     config.mover.queue = 1 + pick(8);
     config.max_sequences = 16;
     config.eviction = std::array{"lru", "sieve", "s3fifo", "session"}[pick(4)];
-    if (config.pool.max_budget_bytes != 0) config.eviction = "lru";
     Manager::Environment environment{&threads_, nullptr, {}};
     device_.hide_pool = false;
     if (setting.device_is_lost) environment.device = &device_;
