@@ -60,6 +60,19 @@ auto unlocked(Call&& call) {
   return call();
 }
 
+// Calls what is the caller's: Python code, in which a thread may be ended as in Released, and stays here for the same
+// reason. Nothing of C++ lies between the interpreter and this.
+inline nb::object called(nb::handle callable) {
+  PyObject* given = nullptr;
+  try {
+    given = PyObject_CallNoArgs(callable.ptr());
+  } catch (...) {
+    for (;;) pause();
+  }
+  if (given == nullptr) throw nb::python_error();
+  return nb::steal(given);
+}
+
 // What a call gave, or its failure as an exception. With the lock.
 template <class Outcome>
 auto unpacked(Outcome outcome) {

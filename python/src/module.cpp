@@ -364,7 +364,7 @@ class PyManager {
   }
   void read_clock() {
     const nb::object clock = clock_;  // it may close the manager
-    const nb::object given = clock();
+    const nb::object given = called(clock);
     now_->store(integer<std::int64_t>(given, "clock: nanoseconds"), std::memory_order_relaxed);
   }
 

@@ -567,7 +567,10 @@ def test_a_child_of_fork_is_told_so_and_ends():
 
 
 def test_the_end_of_the_interpreter_waits_for_what_runs():
-    for last in ("", "cache.close()", "del cache", "os._exit(0)", "import sys; sys.exit(3)"):
+    # The last: a thread that is in the clock, in Python, while the interpreter goes away.
+    clocked = "cache = firn.ColdCache(firn.Model([firn.Group(1, 1, 16)]), 16 << 20, clock=lambda: sum(range(1000)))"
+    forever = "threading.Thread(target=lambda: [cache.stats() for i in range(10**9)], daemon=True).start()"
+    for last in ("", "cache.close()", "del cache", "os._exit(0)", "import sys; sys.exit(3)") + (f"{clocked}; {forever}",) * 3:
         ended = run(
             f"""
             import os, threading, numpy, firn_kv as firn
