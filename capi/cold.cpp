@@ -57,6 +57,7 @@ Status need(std::initializer_list<std::pair<const void*, const char*>> arguments
 template <class T>
 Result<std::span<const T>> read_span(const T* first, std::size_t count, const char* name) {
   if (first == nullptr && count != 0) return invalid(fmt::format("{} is NULL, but its count is {}", name, count));
+  if (count > FIRN_MAX_KEYS) return invalid(fmt::format("{}: {} of them; at most {}", name, count, FIRN_MAX_KEYS));
   return std::span<const T>(first, count);
 }
 

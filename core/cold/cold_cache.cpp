@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <new>
 
 #include "core/base/check.h"
@@ -25,6 +26,12 @@ constexpr std::uint32_t kMaxBlocks = 1u << 28;
 std::int64_t steady_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+// As long as one can wait is not a time in the past. ns is not negative.
+std::int64_t later(std::int64_t now, std::int64_t ns) {
+  constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+  return now > kNever - ns ? kNever : now + ns;
 }
 
 Status invalid(std::string what) { return Status(Code::kInvalidArgument, "cold cache: " + std::move(what)); }
@@ -176,7 +183,7 @@ class ColdCacheImpl final : public ColdCache {
   Result<Ticket> begin(std::size_t names, LaneId lane, std::uint8_t priority, std::int64_t deadline_ns, MakeJob make) {
     if (deadline_ns < 0) return invalid(fmt::format("deadline_ns {} is negative; 0 is none", deadline_ns));
     FIRN_ASSIGN(const Ticket ticket, parts_.tickets->open(names));
-    const std::int64_t deadline = deadline_ns == 0 ? 0 : now_ns_() + deadline_ns;
+    const std::int64_t deadline = deadline_ns == 0 ? 0 : later(now_ns_(), deadline_ns);
     Result<JobId> job = JobId::kNone;
     try {
       job = parts_.mover->submit(lane, make(ticket), priority, deadline);

@@ -61,6 +61,7 @@ int main(void) {
   CHECK(ended == 0 && count == 0);
   static uint8_t before[2][2 * 16 * 8];
   memcpy(before, kv, sizeof kv), memset(kv, 0, sizeof kv);
+  run.deadline_ns = FIRN_FOREVER; /* is no time in the past */
   CHECK_OK(firn_cold_load(cache, &run, &ticket));
   CHECK_OK(firn_cold_wait(cache, ticket, FIRN_FOREVER, results, 2, &found));
   CHECK(found == 2 && memcmp(before, kv, sizeof kv) == 0);
@@ -68,6 +69,9 @@ int main(void) {
   firn_cold_found answers[2];
   uint32_t done = 0;
   CHECK_REFUSED(firn_cold_erase(cache, keys, 1, 2, &done), FIRN_INVALID_ARGUMENT, "kind is 2");
+  CHECK_REFUSED(firn_cold_touch(cache, keys, SIZE_MAX, FIRN_COLD_BLOCK, &done), FIRN_INVALID_ARGUMENT, "at most");
+  CHECK_REFUSED(firn_cold_lookup(cache, keys, SIZE_MAX / 2, FIRN_COLD_BLOCK, FIRN_FIDELITY_EXACT, answers, NULL),
+                FIRN_INVALID_ARGUMENT, "at most");
   CHECK_OK(firn_cold_pin(cache, keys, 1, FIRN_COLD_BLOCK, &done));
   CHECK_OK(firn_cold_erase(cache, keys, 2, FIRN_COLD_BLOCK, &done));
   CHECK(done == 1);
