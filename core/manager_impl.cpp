@@ -21,6 +21,13 @@ Instant steady_now() {
               .count()};
 }
 
+// A clock of somebody else may say anything. Within these bounds no sum with a time to live, and no difference of two,
+// overflows; steady and Unix nanoseconds stay far inside them.
+std::function<Instant()> bounded(std::function<Instant()> clock) {
+  static constexpr std::int64_t kFirst = -(std::int64_t{1} << 61), kLast = std::int64_t{1} << 62;
+  return [clock = std::move(clock)] { return Instant{std::clamp(clock().ns, kFirst, kLast)}; };
+}
+
 // Frames compress; how far is not known before. Records are sized for this ratio, and a host tier that holds more
 // blocks than that evicts frames early instead of growing its tables.
 constexpr std::uint64_t kAssumedRatio = 4;
@@ -64,7 +71,7 @@ ManagerImpl::ManagerImpl(const Config& config, const ModelSpec& model, const Env
     : config_(config),
       model_(model),
       identity_(model_identity(model)),
-      clock_(environment.clock ? environment.clock : steady_now),
+      clock_(environment.clock ? bounded(environment.clock) : steady_now),
       threads_(environment.threads),
       device_(environment.device),
       assumed_ratio_(environment.assumed_ratio),

@@ -271,6 +271,25 @@ int main(void) {
   CHECK_REFUSED(firn_gather(manager, seq, 0, 0, 1, bytes, 64, bytes, 64), FIRN_UNAVAILABLE, "no bytes");
   CHECK_REFUSED(firn_gather(manager, seq, 0, 0, 1, NULL, 64, bytes, 64), FIRN_INVALID_ARGUMENT, "NULL");
 
+  /* A clock at the end of time: what is held from then on has not ended before it began. */
+  firn_key held;
+  firn_lease lease = 0;
+  firn_seq late = 0;
+  uint32_t number = 0;
+  firn_copy_order* late_orders = NULL;
+  CHECK_OK(firn_begin(manager, tokens, 40, NULL, &late, NULL));
+  CHECK_OK(firn_token_count(manager, late, &number));
+  CHECK_OK(firn_allocate(manager, late, 40 - number, 0, &late_orders, &count));
+  firn_copy_order_free(late_orders);
+  CHECK_OK(firn_commit(manager, late, tokens + number, 40 - number));
+  CHECK_OK(firn_block_keys(manager, late, &held, 1, &count));
+  now = INT64_MAX;
+  CHECK_OK(firn_acquire_lease(manager, "late", &held, 1, 1000, &lease));
+  CHECK_OK(firn_renew_lease(manager, lease, 1000));
+  CHECK_OK(firn_release_lease(manager, lease, NULL));
+  CHECK_OK(firn_free(manager, late, NULL));
+  now = 5;
+
   check_sound(manager);
   CHECK_OK(firn_free(manager, seq, NULL));
   CHECK_REFUSED(firn_free(manager, seq, NULL), FIRN_INVALID_ARGUMENT, "does not exist");
