@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "capi/calls.h"
@@ -261,6 +262,31 @@ void give_entries(const std::vector<From>& entries, To** to, std::size_t* count,
   *to = made;
   *count = entries.size();
 }
+
+// Memory for what a call will tell, taken before the call: what is done is told, whatever memory runs out after it.
+template <class To>
+class Room {
+ public:
+  explicit Room(std::size_t most)
+      : most_(most), at_(static_cast<To*>(std::calloc(std::max<std::size_t>(most, 1), sizeof(To)))) {
+    if (!at_) throw std::bad_alloc();
+  }
+  ~Room() { std::free(at_); }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+
+  template <class From, class Convert>
+  void give(const std::vector<From>& entries, To** to, std::size_t* count, Convert convert) {
+    if (entries.empty() || entries.size() > most_) return give_entries(entries, to, count, convert);
+    std::transform(entries.begin(), entries.end(), at_, convert);
+    *to = std::exchange(at_, nullptr);
+    *count = entries.size();
+  }
+
+ private:
+  std::size_t most_;
+  To* at_;
+};
 
 void give_text(const std::string& text, char** to) {
   auto* made = static_cast<char*>(std::malloc(text.size() + 1));
@@ -772,8 +798,9 @@ firn_code firn_plan_step(const firn_manager* manager, const firn_step_request* r
 firn_code firn_allocate(firn_manager* manager, firn_seq seq, uint32_t new_tokens, uint32_t lookahead,
                         firn_copy_order** orders, size_t* order_count) {
   return on(manager, {{orders, "orders"}, {order_count, "order_count"}}, [&](Manager& m) -> Status {
+    Room<firn_copy_order> room(m.layout().sets.size());  // the last block of each page set
     FIRN_ASSIGN(const std::vector<firn::CopyOrder> made, m.allocate(firn::SeqId{seq}, new_tokens, lookahead));
-    give_entries(made, orders, order_count, [](const firn::CopyOrder& order) {
+    room.give(made, orders, order_count, [](const firn::CopyOrder& order) {
       return firn_copy_order{index(order.from), index(order.to), order.tokens, index(order.page_set)};
     });
     return {};
@@ -979,9 +1006,10 @@ firn_code firn_resize_pool(firn_manager* manager, uint64_t budget_bytes, firn_re
   return on(manager, {}, [&](Manager& m) -> Status {
     if (resize) FIRN_TRY(check_head(resize, "firn_resize"));
     if (!moves != !move_count) return invalid("moves and move_count go together: both or neither is NULL");
+    Room<firn_slot_move> room(moves ? m.stats().slots_total : 0);
     FIRN_ASSIGN(const firn::PoolResize made, m.resize_pool(budget_bytes));
     if (moves)
-      give_entries(made.moved, moves, move_count, [](const firn::SlotMove& move) {
+      room.give(made.moved, moves, move_count, [](const firn::SlotMove& move) {
         return firn_slot_move{index(move.from), index(move.to), index(move.page_set)};
       });
     if (!resize) return {};
