@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "firn/cold.h"
 #include "firn/firn.h"
 
 namespace {
@@ -102,6 +103,28 @@ struct One {
   std::vector<firn_lease> leases;
   std::vector<firn_key> keys;
 };
+
+// A cold cache, and what its tickets read and write until they have been collected.
+constexpr std::size_t kNameCount = 60, kColdLayers = 2,
+                      kLayerBytes = std::size_t{16} * 4 * 2 * 2;  // 16 x 4 f16, K and V
+constexpr std::size_t kStateBytes = 300;
+struct Transfer {
+  firn_ticket ticket = 0;
+  bool load = false, state = false, compare = false;
+  std::vector<firn_key> keys;
+  std::vector<std::size_t> names;  // of keys
+  std::vector<unsigned char> bytes;
+  std::vector<firn_block_view> views;
+  std::vector<firn_cold_state> states;
+  std::vector<std::uint8_t> bound;
+};
+struct Cold {
+  firn_cold* cache = nullptr;
+  bool exact = false;  // every frame is what was stored
+  std::vector<firn_key> keys;
+  std::vector<std::unique_ptr<Transfer>> transfers;
+};
+Cold cold;
 
 std::vector<One> all;
 std::vector<firn_fence> fences;  // of all managers, so that some are another one's
@@ -657,6 +680,275 @@ void keys_alone(One&) {
   firn_miss_name(wild<std::uint32_t>());
 }
 
+// --- the cold side ---
+
+void make_cold() {
+  firn_group_params group;
+  firn_group_default_params(&group, sizeof group);
+  group.layer_count = kColdLayers, group.kv_heads = 1, group.head_dim = group.value_dim = 4, group.query_heads = 1;
+  if (once_in(50)) group.kind = wild<std::uint32_t>();
+  firn_model_params model;
+  firn_model_default_params(&model, sizeof model);
+  model.groups = &group, model.group_count = 1;
+  Sized<firn_cold_params> params(firn_cold_default_params);
+  cold = Cold();
+  if (params.whole) {
+    static const char* const codecs[] = {nullptr, "raw", "lossless", "q8", "q4", "q8/q4", "zip", "", "kvtc@3"};
+    static const char* const evictions[] = {nullptr, "lru", "sieve", "s3fifo", "arc", "fifo", "nonsense"};
+    auto& p = *params.memory->as<firn_cold_params>();
+    p.budget_bytes = once_in(20) ? wild<std::uint32_t>() % (64u << 20) : (512u + pick(4096)) << 10;
+    p.codec = once_in(2) ? nullptr : codecs[pick(std::size(codecs))];
+    cold.exact = p.codec == nullptr || p.codec == codecs[1] || p.codec == codecs[2];
+    // A byte that was changed may lie in a pointer: who hands over the address of nothing gets what that does.
+    p.eviction = once_in(3) ? evictions[pick(std::size(evictions))] : nullptr;
+    p.artefact = once_in(40) ? "/nowhere" : nullptr;
+    p.threads = once_in(20) ? wild<std::uint32_t>() | 2048 : 1 + static_cast<std::uint32_t>(once_in(4));
+    p.names = small_or_wild(2), p.workers = small_or_wild(2), p.admit_second_use = once_in(8);
+    // A chained name speaks for those before it, and here they are anything.
+    cold.exact = cold.exact && p.names == FIRN_COLD_INDEPENDENT;
+    p.allow_unmeasured = once_in(4);
+    if (once_in(4)) p.max_blocks = 1 + static_cast<std::uint32_t>(pick(100));
+    if (once_in(4)) p.queue_blocks = once_in(5) ? wild<std::uint32_t>() & 0xffff : 40;
+    if (once_in(4)) p.queue_tickets = once_in(5) ? wild<std::uint32_t>() & 0xffff : 6;
+  }
+  Untouched<firn_cold*> made;
+  const firn_code got = code(firn_cold_create(once_in(50) ? nullptr : &model, params.get(), made.out()));
+  made.check(got);
+  if (got != FIRN_OK) return;
+  cold.cache = made.value;
+  const unsigned char chain[32] = {1};
+  for (std::size_t i = 0; i < kNameCount; ++i) {
+    firn_key key{};
+    const std::string name = "name " + std::to_string(i);
+    if (code(firn_cold_key(cold.cache, name.data(), name.size(), "s", i % 2, &key)) != FIRN_OK) {  // only firn's keys
+      std::memcpy(key.bytes, chain, sizeof key.bytes);
+      key.bytes[1] = static_cast<std::uint8_t>(i);
+    }
+    cold.keys.push_back(key);
+  }
+}
+
+unsigned char content(std::size_t name, std::size_t at) {
+  return static_cast<unsigned char>((at * 37 + name * 11) % 97);
+}
+
+// How a ticket's names ended: what was loaded is what was stored.
+void collected(firn_ticket ticket, const std::vector<firn_cold_result>& results) {
+  for (std::size_t i = 0; i < cold.transfers.size(); ++i) {
+    const Transfer& one = *cold.transfers[i];
+    if (one.ticket != ticket) continue;
+    for (std::size_t n = 0; one.compare && n < std::min(results.size(), one.names.size()); ++n) {
+      if (!results[n].found) continue;
+      const std::size_t stride = one.state ? kStateBytes : kColdLayers * kLayerBytes;
+      const std::size_t bytes = one.state ? results[n].bytes : stride;
+      if (bytes > stride) fail("a state has become longer");
+      for (std::size_t at = 0; at < bytes; ++at)
+        if (one.bytes[n * stride + at] != content(one.names[n], at)) fail("other bytes come back than were stored");
+    }
+    cold.transfers.erase(cold.transfers.begin() + static_cast<std::ptrdiff_t>(i));
+    return;
+  }
+}
+
+std::int64_t a_deadline() {
+  return once_in(3) ? wild<std::int64_t>() : once_in(2) ? 0 : static_cast<std::int64_t>(pick(1000000));
+}
+
+void move_cold(bool load, bool state) {
+  auto made = std::make_unique<Transfer>();
+  Transfer& one = *made;
+  one.load = load, one.state = state;
+  const std::size_t count = once_in(30) ? 0 : 1 + pick(6);
+  for (std::size_t i = 0, first = pick(kNameCount - 8); i < count; ++i) {
+    one.names.push_back(once_in(10) ? pick(kNameCount) : first + i);
+    one.keys.push_back(cold.keys[one.names.back()]);
+    if (once_in(100)) one.keys.back() = firn_key{};
+  }
+  const std::size_t stride = state ? kStateBytes : kColdLayers * kLayerBytes;
+  one.bytes.assign(count * stride + 1, 0);
+  for (std::size_t n = 0; !load && n < count; ++n)
+    for (std::size_t at = 0; at < stride; ++at) one.bytes[n * stride + at] = content(one.names[n], at);
+  one.compare = load && (state || cold.exact);
+  firn_cold* const cache = once_in(60) ? nullptr : cold.cache;
+  Untouched<firn_ticket> ticket;
+  firn_code got = FIRN_OK;
+  if (state) {
+    for (std::size_t i = 0; i < count; ++i)
+      one.states.push_back({one.keys[i], once_in(100) ? nullptr : one.bytes.data() + i * stride,
+                            load && !once_in(10) ? stride : pick(stride + 1), small_or_wild(2), 0});
+    const auto* const states = once_in(50) ? nullptr : one.states.data();
+    const std::int64_t deadline = a_deadline();
+    const std::size_t said = once_in(100) ? ~std::size_t{0} >> pick(20) : count;
+    got = code(load ? firn_cold_load_state(cache, states, said, deadline, ticket.out())
+                    : firn_cold_store_state(cache, states, said, deadline, ticket.out()));
+  } else {
+    Sized<firn_cold_run> run(firn_cold_run_default_params);
+    for (std::size_t layer = 0; layer < kColdLayers; ++layer)
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto at = reinterpret_cast<firn_address>(one.bytes.data() + i * stride + layer * kLayerBytes);
+        one.views.push_back({once_in(200) ? 0 : at, at + kLayerBytes / 2, 8, 8, 8, 8});
+      }
+    one.bound.assign(count, static_cast<std::uint8_t>(once_in(6)));
+    if (run.whole) {
+      auto& r = *run.memory->as<firn_cold_run>();
+      r.keys = once_in(60) ? nullptr : one.keys.data();
+      r.key_count = once_in(60) ? ~std::size_t{0} >> pick(30) : count;
+      r.views = once_in(60) ? nullptr : one.views.data();
+      r.view_count = once_in(60) ? wild<std::size_t>() : one.views.size();
+      if (r.key_count != count && r.view_count != one.views.size()) r.view_count = one.views.size();
+      const bool right = r.key_count == count && r.view_count == count * kColdLayers;
+      r.bound = right && once_in(4) ? one.bound.data() : nullptr;
+      if (once_in(20)) r.group = wild<std::uint32_t>();
+      if (once_in(10)) r.fidelity = small_or_wild(5);
+      if (once_in(10)) r.least = small_or_wild(5);
+      if (once_in(10)) r.exact = small_or_wild(3);
+      if (once_in(10)) r.priority = wild<std::uint32_t>();
+      if (once_in(10)) r.first_position = once_in(2) ? wild<std::uint64_t>() : 16 * pick(50);
+      r.deadline_ns = a_deadline();
+    }
+    got = code(load ? firn_cold_load(cache, run.get(), ticket.out()) : firn_cold_store(cache, run.get(), ticket.out()));
+  }
+  ticket.check(got);
+  if (got != FIRN_OK) return;
+  one.ticket = ticket.value;
+  cold.transfers.push_back(std::move(made));
+}
+
+// Keys stay until their ticket has been collected.
+void keep_cold(firn_ticket ticket, std::vector<firn_key> keys) {
+  cold.transfers.push_back(std::make_unique<Transfer>());
+  cold.transfers.back()->ticket = ticket;
+  cold.transfers.back()->keys = std::move(keys);
+}
+
+void name_cold() {
+  std::vector<firn_key> keys(pick(6));
+  for (firn_key& key : keys) key = cold.keys[pick(cold.keys.size())];
+  const firn_key* const names = once_in(40) ? nullptr : keys.data();
+  const std::size_t count = once_in(60) ? ~std::size_t{0} >> pick(20) : keys.size();
+  const std::uint32_t kind = small_or_wild(2);
+  std::uint32_t done = 0;
+  std::uint32_t* const out = once_in(3) ? nullptr : &done;
+  firn_cold* const cache = once_in(60) ? nullptr : cold.cache;
+  switch (pick(7)) {
+    case 0:
+      code(firn_cold_pin(cache, names, count, kind, out));
+      break;
+    case 1:
+    case 2:
+      code(firn_cold_unpin(cache, names, count, kind, out));
+      break;
+    case 3:
+      code(firn_cold_touch(cache, names, count, kind, out));
+      break;
+    case 4:
+      code(firn_cold_erase(cache, names, count, kind, out));
+      break;
+    case 5: {
+      Untouched<firn_ticket> ticket;
+      const firn_code got = code(firn_cold_prefetch(cache, names, count, kind, a_deadline(), ticket.out()));
+      ticket.check(got);
+      if (got == FIRN_OK) keep_cold(ticket.value, std::move(keys));
+      break;
+    }
+    default: {
+      Exact found(sizeof(firn_cold_found) * keys.size());
+      firn_ticket ticket = 0;
+      if (code(firn_cold_lookup(cache, names, count, kind, small_or_wild(4),
+                                once_in(50) ? nullptr : found.as<firn_cold_found>(), once_in(2) ? nullptr : &ticket)) ==
+          FIRN_OK)
+        for (std::size_t i = 0; i < keys.size(); ++i)
+          if (found.as<firn_cold_found>()[i].answer > FIRN_COLD_PENDING) fail("an answer that is none");
+      if (ticket != 0) keep_cold(ticket, std::move(keys));
+    }
+  }
+}
+
+void collect_cold() {
+  std::vector<firn_cold_result> results(pick(10));
+  firn_cold_result* const room = results.empty() ? nullptr : results.data();
+  firn_cold* const cache = once_in(60) ? nullptr : cold.cache;
+  std::size_t count = 0, found = 0;
+  firn_ticket ticket =
+      cold.transfers.empty() || once_in(8) ? wild<firn_ticket>() : cold.transfers[pick(cold.transfers.size())]->ticket;
+  char* json = nullptr;
+  switch (pick(8)) {
+    case 0:
+    case 1:
+      if (code(firn_cold_wait(cache, ticket, a_timeout(), room, results.size(), once_in(3) ? nullptr : &found)) ==
+          FIRN_OK)
+        collected(ticket, results);
+      break;
+    case 2:
+    case 3:
+      if (code(firn_cold_poll(cache, once_in(60) ? nullptr : &ticket, room, results.size(),
+                              once_in(3) ? nullptr : &count, once_in(3) ? nullptr : &found)) == FIRN_OK)
+        collected(ticket, results);
+      break;
+    case 4:
+      code(firn_cold_cancel(cache, ticket));
+      break;
+    case 5:
+      code(firn_cold_stats_json(cache, once_in(60) ? nullptr : &json));
+      firn_string_free(json);
+      if (cache && firn_cold_event_fd(cache) < 0) fail("a cache without its descriptor");
+      break;
+    default: {
+      std::int32_t worked = 0;
+      for (std::uint64_t n = pick(8); n > 0; --n) code(firn_cold_pump(cache, once_in(3) ? nullptr : &worked));
+    }
+  }
+}
+
+void cold_side(One&) {
+  if (cold.cache == nullptr || once_in(400)) {
+    if (cold.cache && code(firn_cold_verify(cold.cache)) != FIRN_OK) fail(firn_last_error());
+    firn_cold_destroy(cold.cache);
+    make_cold();
+    if (cold.cache == nullptr) return;
+  }
+  switch (pick(10)) {
+    case 0:
+    case 1:
+    case 2:
+      move_cold(once_in(2), once_in(3));
+      break;
+    case 3:
+    case 4:
+      name_cold();
+      break;
+    case 5: {
+      firn_key key;
+      Exact name(pick(300));
+      code(firn_cold_key(once_in(60) ? nullptr : cold.cache, once_in(30) ? nullptr : name.at,
+                         once_in(30) ? ~std::size_t{0} >> pick(20) | 4096 : name.size, once_in(2) ? nullptr : "space",
+                         once_in(30)  ? ~std::size_t{0}
+                         : once_in(2) ? 0
+                                      : 5,
+                         once_in(40) ? nullptr : &key));
+      firn_cold_miss_name(wild<std::uint32_t>());
+      break;
+    }
+    default:
+      collect_cold();
+  }
+  if (once_in(300) && code(firn_cold_verify(cold.cache)) != FIRN_OK) fail(firn_last_error());
+}
+
+void process_wide(One&) {
+  std::vector<std::uint32_t> ranks(pick(5));
+  for (std::uint32_t& rank : ranks) rank = wild<std::uint32_t>();
+  const std::uint32_t least = firn_tokens_on_all_ranks(once_in(10) ? nullptr : ranks.data(), ranks.size());
+  for (const std::uint32_t rank : ranks)
+    if (least > rank) fail("more tokens on all ranks than on one");
+  if (std::strlen(firn_version()) == 0) fail("no version");
+  static const char* const paths[] = {nullptr, "", "/nowhere", "/", "/dev/null", "a\nb"};
+  Untouched<firn_config*> config;
+  const firn_code got = code(firn_config_create(paths[pick(std::size(paths))], once_in(20) ? nullptr : config.out()));
+  config.check(got);
+  if (got == FIRN_OK) code(firn_config_check(config.value)), firn_config_destroy(config.value);
+}
+
 void whole(One& one) {
   std::size_t violations = 0;
   char* json = nullptr;
@@ -695,6 +987,8 @@ const Call kCalls[] = {{"begin", begin, 20},
                        {"keeping", keep, 10},
                        {"events", events, 4},
                        {"keys", keys_alone, 3},
+                       {"the cold side", cold_side, 20},
+                       {"the process", process_wide, 1},
                        {"whole", whole, 2}};
 
 }  // namespace
@@ -735,6 +1029,8 @@ int main(int argc, char** argv) {
     firn_string_free(json);
     firn_manager_destroy(one.manager);
   }
+  firn_cold_destroy(cold.cache);
+  cold = Cold();
   std::printf("capi_fuzz: seed %llu, %llu calls, %llu refused\n", static_cast<unsigned long long>(seed),
               static_cast<unsigned long long>(calls), static_cast<unsigned long long>(refused));
   return 0;
