@@ -45,10 +45,11 @@ function(firn_shared_library name)
   install(FILES ${PROJECT_BINARY_DIR}/firn.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()
 
-# firn_test(NAME SOURCES ... LIBS ... [LABELS ...]): one GoogleTest program; ctest runs it as one test.
-# Labels: "concurrent" also runs under TSan; "release" runs in release builds only.
+# firn_test(NAME SOURCES ... LIBS ... [LABELS ...] [COST seconds]): one GoogleTest program; ctest runs it as one test.
+# Labels: "concurrent" also runs under TSan; "release" runs in release builds only. ctest begins with the tests of the
+# highest cost, so that no core waits for a long one at the end; what it measured itself in this folder is stronger.
 function(firn_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "COST" "SOURCES;LIBS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${ARG_LIBS} firn_flags GTest::gtest GTest::gtest_main)
@@ -58,4 +59,7 @@ function(firn_test name)
   add_test(NAME ${name} COMMAND ${name})
   # OpenBLAS (calibration only) on one thread: TSan does not see how its own threads wait for each other.
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900 ENVIRONMENT OPENBLAS_NUM_THREADS=1)
+  if(ARG_COST)
+    set_tests_properties(${name} PROPERTIES COST ${ARG_COST})
+  endif()
 endfunction()
