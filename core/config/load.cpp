@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <set>
 #include <sstream>
 
@@ -97,7 +97,7 @@ class FileReader {
   void read(const std::string& text) {
     if (text.size() > kMaxFileBytes)
       return reading_.problems.add(file_,
-                                   fmt::format("has {} bytes, more than {} are not read", text.size(), kMaxFileBytes));
+                                   fmt::format("has more than {} bytes, which no deployment has", kMaxFileBytes));
     if (text.find('\0') != std::string::npos)  // the parser would take it for the end and the rest for nothing
       return reading_.problems.add(file_, "holds a zero byte, so it is not a YAML text");
     try {
@@ -203,16 +203,16 @@ void read_overrides(const std::vector<ConfigInput::Override>& overrides, Reading
   }
 }
 
+// No more than is looked at: a path may be a device or a pipe that has no end.
 Result<std::string> read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf())) {
-    // An empty file sets failbit on text, which is no failure to read it.
-    if (in.is_open() && in.peek() == std::ifstream::traits_type::eof() && text.str().empty() && !in.bad())
-      return std::string();
-    return Status(Code::kInvalidArgument, fmt::format("{}: cannot be read ({})", path, std::strerror(errno)));
-  }
-  return std::move(text).str();
+  std::string text(kMaxFileBytes + 1, '\0');
+  std::FILE* const file = std::fopen(path.c_str(), "rb");
+  if (file != nullptr) text.resize(std::fread(text.data(), 1, text.size(), file));
+  const int error = file == nullptr || std::ferror(file) != 0 ? errno : 0;
+  if (file != nullptr) std::fclose(file);
+  if (error != 0)
+    return Status(Code::kInvalidArgument, fmt::format("{}: cannot be read ({})", path, std::strerror(error)));
+  return text;
 }
 
 bool was_set(const LoadedConfig& loaded, std::string_view key) {

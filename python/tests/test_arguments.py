@@ -272,6 +272,24 @@ def test_a_sequence_that_is_gone_is_not_an_empty_one():
             call(seq)
 
 
+def test_a_fence_of_another_manager_is_an_error():
+    one, other = cpu(), cpu()
+    seq, rows = begun(one, 16)
+    k = numpy.zeros((16, KV_HEADS, DIM), numpy.float32)
+    fence = one.append(0, rows, k, k)
+    mine, _ = begun(other, 16)
+    for call in (lambda: other.free(mine, fence), lambda: other.preempt(mine, fence), lambda: other.wait_fence(fence, 1000)):
+        with pytest.raises(firn.InvalidArgument, match="fence"):
+            call()
+    for nothing in (5, "fence", object()):
+        with pytest.raises(TypeError):
+            other.free(mine, nothing)
+    assert other.verify() == [] and other.token_count(mine) == 0
+    one.wait_fence(fence, 1 << 40)
+    one.free(seq, fence)
+    other.free(mine)
+
+
 def test_sizes_may_be_ints_and_pools_have_slots():
     for budget in (1 << 20, numpy.int64(1 << 20), "1MiB"):
         manager = firn.Manager(model(), device="none", pool={"budget": budget})

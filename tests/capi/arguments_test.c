@@ -13,6 +13,11 @@ int main(void) {
   CHECK(seq == 7);
   CHECK_REFUSED(firn_config_create(NULL, NULL), FIRN_INVALID_ARGUMENT, "config is NULL");
   CHECK_REFUSED(firn_config_check(NULL), FIRN_INVALID_ARGUMENT, "config is NULL");
+  /* A file without an end. */
+  firn_config* endless = NULL;
+  CHECK_OK(firn_config_create("/dev/zero", &endless));
+  CHECK_REFUSED(firn_config_check(endless), FIRN_INVALID_ARGUMENT, "more than");
+  firn_config_destroy(endless);
   CHECK_REFUSED(firn_stats_json(NULL, &json), FIRN_INVALID_ARGUMENT, "manager is NULL");
   CHECK(json == NULL);
   firn_manager_destroy(NULL);
@@ -246,6 +251,16 @@ int main(void) {
   CHECK_REFUSED(firn_attend(manager, 0, &rows, 1, NULL, 1, 1, NULL), FIRN_INVALID_ARGUMENT, "params is NULL");
   const firn_fence fence = {9, 0, 0, 0};
   CHECK_REFUSED(firn_free(manager, seq, &fence), FIRN_INVALID_ARGUMENT, "kind is 9");
+  /* Fences of nobody here: of another manager, one never given out, one that nobody can wait for. */
+  const firn_fence foreign[] = {{1, 0, 0x77777777, 1}, {1, 0, 1, UINT64_MAX}, {2, 0, 1, 1}};
+  for (size_t i = 0; i < 3; ++i) {
+    int32_t passed = 7;
+    CHECK_REFUSED(firn_free(manager, seq, &foreign[i]), FIRN_INVALID_ARGUMENT, "fence");
+    CHECK_REFUSED(firn_preempt(manager, seq, &foreign[i]), FIRN_INVALID_ARGUMENT, "fence");
+    CHECK_REFUSED(firn_wait_fence(manager, &foreign[i], 1000), FIRN_INVALID_ARGUMENT, "fence");
+    CHECK_REFUSED(firn_fence_passed(manager, &foreign[i], &passed), FIRN_INVALID_ARGUMENT, "fence");
+    CHECK(passed == 7);
+  }
   double value = 0;
   CHECK_REFUSED(firn_stat(manager, "happiness", &value), FIRN_INVALID_ARGUMENT, "happiness");
   const firn_retention_range range = {0, 16, 101, 0, 0};
@@ -272,7 +287,7 @@ int main(void) {
   CHECK_REFUSED(firn_gather(manager, seq, 0, 0, 1, NULL, 64, bytes, 64), FIRN_INVALID_ARGUMENT, "NULL");
 
   /* A clock at the end of time: what is held from then on has not ended before it began. */
-  firn_key held;
+  firn_key held[2];
   firn_lease lease = 0;
   firn_seq late = 0;
   uint32_t number = 0;
@@ -282,9 +297,9 @@ int main(void) {
   CHECK_OK(firn_allocate(manager, late, 40 - number, 0, &late_orders, &count));
   firn_copy_order_free(late_orders);
   CHECK_OK(firn_commit(manager, late, tokens + number, 40 - number));
-  CHECK_OK(firn_block_keys(manager, late, &held, 1, &count));
+  CHECK_OK(firn_block_keys(manager, late, held, 2, &count));
   now = INT64_MAX;
-  CHECK_OK(firn_acquire_lease(manager, "late", &held, 1, 1000, &lease));
+  CHECK_OK(firn_acquire_lease(manager, "late", held, 2, 1000, &lease));
   CHECK_OK(firn_renew_lease(manager, lease, 1000));
   CHECK_OK(firn_release_lease(manager, lease, NULL));
   CHECK_OK(firn_free(manager, late, NULL));
