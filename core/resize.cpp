@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/base/no_throw.h"
 #include "core/config/machine.h"
 #include "core/manager_impl.h"
 
@@ -67,6 +68,7 @@ Status ManagerImpl::check_growth(std::uint64_t more) const {
 
 Result<PoolResize> ManagerImpl::grow_pool(std::uint32_t chunks) {
   std::vector<std::uint32_t> taken;
+  taken.reserve(chunks);
   for (std::uint32_t at = 0; taken.size() < chunks; ++at) {
     if (memory_->has_chunk(at)) continue;
     if (const Status status = memory_->take_chunk(at); !status.ok()) {
@@ -156,8 +158,16 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
   FIRN_TRY(plan_leaving(leaving, chunks));
   PoolResize done;
 
-  // From here on only the device can refuse, and then the pool has evicted a few blocks and is as large as it was.
   std::vector<SlotId> removed;  // free slots that go
+  removed.reserve(std::size_t{chunks} * memory_->slots_per_chunk());
+  leaving.moves.reserve(leaving.bound);
+  // From here on only the device can refuse, or memory that an eviction or a copy wants, and then the pool has evicted
+  // a few blocks and is as large as it was.
+  const auto undo = [&](const Status& status) {
+    for (const SlotMove& undone : leaving.moves) pool_->put_free_slot(undone.to, /*at_head=*/true);
+    for (const SlotId slot : removed) pool_->add_slots(index(slot), 1);
+    return status.with_context("resize_pool: the pool keeps its size");
+  };
   const auto remove_free = [&] {
     for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
       if (pool_->state(SlotId{i}) != BlockPool::SlotState::kFree || !leaving.has(*this, SlotId{i})) continue;
@@ -169,12 +179,16 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
   // The policy's victims go, wherever they are, one after the other: a family goes as one and may leave more room than
   // was asked for, and whoever is still in a leaving slot then moves.
   const std::uint64_t before = counters_.evictions;
-  while (counters_.evictions - before < leaving.evictions) {
-    const BlockId victim = choose_slot_victim(kNewNamespace, /*own_only=*/false, {});
-    FIRN_CHECK(victim != BlockId::kNone);  // plan_leaving() has counted them
-    pool_->put_free_slot(evict_with_family(victim), /*at_head=*/false);
-    drop_kin();
-  }
+  const Status evicted = no_throw([&]() -> Status {
+    while (counters_.evictions - before < leaving.evictions) {
+      const BlockId victim = choose_slot_victim(kNewNamespace, /*own_only=*/false, {});
+      FIRN_CHECK(victim != BlockId::kNone);  // plan_leaving() has counted them
+      pool_->put_free_slot(evict_with_family(victim), /*at_head=*/false);
+      drop_kin();
+    }
+    return {};
+  });
+  if (!evicted.ok()) return undo(evicted);
   remove_free();
   done.evicted = static_cast<std::uint32_t>(counters_.evictions - before);
   for (std::uint32_t i = 1; i < pool_->slot_count(); ++i) {
@@ -183,11 +197,7 @@ Result<PoolResize> ManagerImpl::shrink_pool(std::uint32_t chunks) {
     leaving.moves.push_back({slot, pool_->take_free_slot(), pool_->block(pool_->owner(slot)).page_set});
     FIRN_CHECK(leaving.moves.back().to != SlotId::kNone);
   }
-  if (const Status status = copy_leaving(leaving); !status.ok()) {
-    for (const SlotMove& undone : leaving.moves) pool_->put_free_slot(undone.to, /*at_head=*/true);
-    for (const SlotId slot : removed) pool_->add_slots(index(slot), 1);
-    return status.with_context("resize_pool: the pool keeps its size");
-  }
+  if (const Status status = no_throw([&] { return copy_leaving(leaving); }); !status.ok()) return undo(status);
   for (const SlotMove& moved : leaving.moves) {
     const BlockId id = pool_->owner(moved.from);
     pool_->remove_slot(pool_->unbind(id));
