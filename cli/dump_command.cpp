@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -31,10 +32,14 @@ Result<Json> read_dump(const std::string& path) {
 // What is not there, or is something else, reads as 0: a dump of a later version may have left it out.
 std::uint64_t number(const Json& object, const char* name) {
   const auto found = object.find(name);
-  return found != object.end() && found->is_number_integer() ? found->get<std::uint64_t>() : 0;
+  return found != object.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
 }
 std::int64_t signed_number(const Json& object, const char* name) {
-  return static_cast<std::int64_t>(number(object, name));
+  const auto found = object.find(name);
+  if (found == object.end() || !found->is_number_integer()) return 0;
+  if (!found->is_number_unsigned()) return found->get<std::int64_t>();
+  constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();
+  return static_cast<std::int64_t>(std::min(found->get<std::uint64_t>(), kMost));
 }
 const Json& part(const Json& object, const char* name) {
   static const Json kNone = Json::object();

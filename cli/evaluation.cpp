@@ -15,6 +15,7 @@
 #include "cli/process.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
+#include "core/config/codec_name.h"
 #include "core/config/host_codec.h"
 #include "examples/llama/capture.h"
 #include "firn/codec.h"
@@ -47,28 +48,10 @@ Result<Config> config_for(const LoadedModel& model, const EvaluatedCodec& codec,
   const std::uint64_t token_bytes = model.model.spec().token_bytes();
   config.pool.budget_bytes = 2 * options.context * token_bytes + (64u << 20);
   if (codec.name == "exact") return config;
-  // kvtc@RATIO, firn@RATIO; q8/q4: keys and values apart; q4-plain: no Hadamard transform.
-  std::string name = codec.name;
-  if (const std::size_t plain = name.find("-plain"); plain != std::string::npos && plain + 6 == name.size()) {
-    name.resize(plain);
-    config.host.hadamard = "none";
-  }
-  const std::size_t at = name.find_first_of("@/");
-  config.host.codec = name.substr(0, at);
+  FIRN_TRY(set_codec(codec.name, config.host));
   config.host.budget_bytes = 2 * options.context * token_bytes + (512u << 20);
   config.host.artefact = codec.artefact;
   config.host.allow_unmeasured = true;
-  if (at != std::string::npos && name[at] == '/') {
-    config.host.value_codec = name.substr(at + 1);
-  } else if (at != std::string::npos) {
-    const std::string ratio = name.substr(at + 1);
-    if (ratio.empty() || ratio.size() > 4 || ratio.find_first_not_of("0123456789") != std::string::npos)
-      return Status(Code::kInvalidArgument, fmt::format("codec {}: '{}' is no ratio", codec.name, ratio));
-    config.host.ratio = static_cast<std::uint32_t>(std::stoul(ratio));
-  }
-  if (config.host.hadamard == "none" && config.host.codec != "q8" && config.host.codec != "q4")
-    return Status(Code::kInvalidArgument,
-                  fmt::format("codec {}: only q8 and q4 have a transform to be without", codec.name));
   FIRN_TRY(validate(config).with_context("codec " + codec.name));
   return config;
 }

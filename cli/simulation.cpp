@@ -14,6 +14,7 @@
 #include "cli/model_shape.h"
 #include "cli/text.h"
 #include "core/base/file_out.h"
+#include "core/config/codec_name.h"
 #include "sim/apart.h"
 #include "sim/capacity.h"
 #include "sim/workload.h"
@@ -135,19 +136,11 @@ Result<sim::CodecTable> shipped_codecs(const std::vector<std::string>& folders) 
   return sim::parse_codec_table(kCodecFigures, "configs/codecs/smollm2-135m.yaml");
 }
 
-// As firn eval names its rows.
-std::string codec_name(const Config::Host& host) {
-  std::string codec =
-      host.codec == "kvtc" || host.codec == "firn" ? fmt::format("{}@{}", host.codec, host.ratio) : host.codec;
-  if (host.value_codec != "same" && host.value_codec != codec) codec += "/" + host.value_codec;
-  if (host.hadamard == "none" && (host.codec == "q8" || host.codec == "q4")) codec += "-plain";
-  return codec;
-}
-
 }  // namespace
 
 Status SimulationArguments::finish_trace(bool required) {
-  if (trace.path.empty() && workload.text.empty() && !settings.file.empty() && required)
+  // The deployment's own example: something to look at that fits it.
+  if (trace.path.empty() && workload.text.empty() && !settings.file.empty() && (required || !objectives.empty()))
     workload.text = from_comment(settings.file, "workload", "");
   if (required || !workload.text.empty()) FIRN_TRY(workload.apply(trace.path));
   FIRN_TRY(trace.finish());

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <string>
 
 #include "sim/trace_info.h"
 
@@ -109,24 +110,28 @@ Result<HighestRate> highest_rate(const std::string& path, const TraceOptions& tr
     const auto count = static_cast<std::uint64_t>(most);
     o.late_most = o.late_most == ~std::uint64_t{0} ? count : std::max(o.late_most, count);
   }
+  // Rates of three digits, so that what is said can be asked for (--rate) and is what was run.
+  const auto near = [&](double scale) { return std::stod(fmt::format("{:.3g}", load.rate * scale)) / load.rate; };
   const auto carries = [&](double scale) -> Result<bool> {
     o.time_scale = scale;
     FIRN_ASSIGN(EngineResult result, run_engine(path, trace, o, tick));
     if (!result.complete && !result.too_late) return Status(Code::kUnavailable, "stopped");
-    answer.tried_rate = load.rate * scale;
+    const double rate = std::stod(fmt::format("{:.3g}", load.rate * scale));
+    answer.tried_rate = rate;
     const bool good = meets(result, objectives) && result.finished > 0;
     if (good && (!answer.carried || scale > answer.carried->time_scale))
-      answer.carried = Carried{scale, load.rate * scale, std::move(result)};
+      answer.carried = Carried{scale, rate, std::move(result)};
     return good;
   };
   constexpr int kDoublings = 12, kHalvings = 14, kSteps = 4;
+  constexpr double kMostScale = 1e8;  // a run takes ten times as much at most
   double good = 0, bad = 0;
-  double scale = options.time_scale;
+  double scale = near(options.time_scale);
   FIRN_ASSIGN(bool now, carries(scale));
-  for (int i = 0; now && i < kDoublings; ++i) {
+  for (int i = 0; now && i < kDoublings && scale < kMostScale; ++i) {
     good = scale;
-    FIRN_ASSIGN(now, carries(scale * 2));
-    scale *= 2;
+    scale = near(scale * 2);
+    FIRN_ASSIGN(now, carries(scale));
   }
   if (now) {
     answer.unbounded = true;
@@ -134,13 +139,14 @@ Result<HighestRate> highest_rate(const std::string& path, const TraceOptions& tr
   }
   bad = scale;
   for (int i = 0; good == 0 && i < kHalvings; ++i) {
-    scale /= 2;
+    scale = near(scale / 2);
     FIRN_ASSIGN(now, carries(scale));
     (now ? good : bad) = scale;
   }
   if (good == 0) return answer;
   for (int i = 0; i < kSteps; ++i) {
-    const double middle = std::sqrt(good * bad);
+    const double middle = near(std::sqrt(good * bad));
+    if (middle <= good || middle >= bad) break;
     FIRN_ASSIGN(now, carries(middle));
     (now ? good : bad) = middle;
   }

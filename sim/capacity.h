@@ -37,8 +37,8 @@ struct HighestRate {
   bool unbounded = false;          // it carries whatever was tried, and more
   double tried_rate = 0;           // the slowest that failed, or the fastest
 };
-// By doubling and halving the rate and then halving the gap: within 5 %, each rate run. Requests that are longer than
-// the pool fail at any rate and are left to the result.
+// By doubling and halving the rate and then halving the gap: within 5 %, each rate run, and of three digits. Requests
+// that are longer than the pool fail at any rate and are left to the result.
 Result<HighestRate> highest_rate(const std::string& path, const TraceOptions& trace, const EngineOptions& options,
                                  const std::vector<Objective>& objectives, const Load& load, const Tick& tick = {});
 

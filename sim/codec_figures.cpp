@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "core/config/codec_name.h"
 #include "firn/codec.h"
 
 namespace firn::sim {
@@ -107,7 +108,7 @@ Status read(const YAML::Node& row, const std::string& source, const char* key, d
 }
 
 Result<CodecFigures> read_row(const YAML::Node& row, const std::string& source) {
-  constexpr std::string_view kKeys[] = {"name", "ratio", "encode", "decode", "kld", "kld_p99", "top1"};
+  constexpr std::string_view kKeys[] = {"name", "ratio", "encode", "decode", "kld", "kld_p99", "top1", "text"};
   if (!row.IsMap()) return wrong_at(source, row, "a codec is a map: {name: q8, ratio: 1.9, decode: 1e9}");
   for (const auto& pair : row) {
     const std::string key = pair.first.IsScalar() ? pair.first.Scalar() : "?";
@@ -118,6 +119,9 @@ Result<CodecFigures> read_row(const YAML::Node& row, const std::string& source) 
     return wrong_at(source, row, "a codec has no name");
   CodecFigures figures;
   figures.name = row["name"].Scalar();
+  if (Config::Host host; !set_codec(figures.name, host).ok() || codec_name(host) != figures.name)
+    return wrong_at(source, row, fmt::format("\"{}\" is no codec's name", figures.name.substr(0, 40)));
+  if (row["text"] && row["text"].IsScalar()) figures.text = row["text"].Scalar();
   std::optional<double> ratio, encode, decode;
   FIRN_TRY(read(row, source, "ratio", 1e-3, 1e4, ratio));
   FIRN_TRY(read(row, source, "encode", 1, 1e15, encode));
@@ -176,9 +180,8 @@ Result<CodecFigures> CodecTable::find(const std::string& codec) const {
     if (row.name == codec) return row;
     names += (names.empty() ? "" : ", ") + row.name;
   }
-  constexpr std::string_view kPlain = "-plain";
-  if (codec.size() > kPlain.size() && codec.compare(codec.size() - kPlain.size(), kPlain.size(), kPlain) == 0) {
-    FIRN_ASSIGN(CodecFigures same, find(codec.substr(0, codec.size() - kPlain.size())));
+  if (const std::size_t dash = codec.rfind('-'); dash != std::string::npos && dash != 0) {
+    FIRN_ASSIGN(CodecFigures same, find(codec.substr(0, dash)));
     same.name = codec;
     same.kld = same.kld_p99 = same.top1 = std::nullopt;
     return same;

@@ -18,8 +18,9 @@ struct CodecFigures {
   // Against the exact run: mean and p99 of the divergence, and how often the likeliest token is the same. None: not
   // measured.
   std::optional<double> kld = {}, kld_p99 = {}, top1 = {};
+  std::string text = {};  // measured on, where that is not what the table says of all
 };
-// codec: a name as host.codec has it, kvtc with its ratio: kvtc@16. The file: `firn eval --json` or the JSON of `./run
+// codec: its name (core/config/codec_name.h), such as kvtc@16. The file: `firn eval --json` or the JSON of `./run
 // bench`. kInvalidArgument says which codecs the file has.
 Result<CodecFigures> load_codec_figures(const std::string& file, const std::string& codec);
 
@@ -27,8 +28,8 @@ struct CodecTable {
   std::string source;  // the file
   std::string model, text, commit;
   std::vector<CodecFigures> codecs;
-  // Keys and values apart (q8/q4): of both together. Without the Hadamard transform (q4-plain): of the same codec, its
-  // quality unknown. kInvalidArgument says which there are.
+  // By its name, as core/config/codec_name.h makes it. Keys and values apart (q8/q4): of both together. With less of
+  // the Hadamard transform (q4-plain): of the same codec, its quality unknown. kInvalidArgument says which there are.
   Result<CodecFigures> find(const std::string& codec) const;
   std::string origin() const;  // in a few words: of which model, at which commit, from which file
 };

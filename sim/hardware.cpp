@@ -12,15 +12,17 @@
 namespace firn::sim {
 namespace {
 
-Status read_number(const YAML::Node& node, const std::string& file, const char* key, bool required, double& value) {
-  constexpr double kMost = 1e18;  // products of two stay far below what a double and 64 bits hold
+constexpr double kMostNumber = 1e18;  // products of two stay far below what a double and 64 bits hold
+
+Status read_number(const YAML::Node& node, const std::string& file, const char* key, bool required, double& value,
+                   double least = 0, double most = kMostNumber) {
   const YAML::Node found = node[key];
   if (!found) {
     return required ? Status(Code::kInvalidArgument, fmt::format("{}: \"{}\" is missing", file, key)) : Status();
   }
-  if (!YAML::convert<double>::decode(found, value) || !(value >= 0 && value <= kMost))
-    return Status(Code::kInvalidArgument, fmt::format("{}:{}: \"{}\" must be a number from 0 to {:g}", file,
-                                                      found.Mark().line + 1, key, kMost));
+  if (!YAML::convert<double>::decode(found, value) || !(value >= least && value <= most))
+    return Status(Code::kInvalidArgument, fmt::format("{}:{}: \"{}\" must be a number from {:g} to {:g}", file,
+                                                      found.Mark().line + 1, key, least, most));
   return {};
 }
 
@@ -56,22 +58,18 @@ Result<DeviceSpec> parse_device(const std::string& file) {
   double overhead_us = device.step_overhead_s * 1e6;
   device.name =
       node["name"] && node["name"].IsScalar() ? node["name"].Scalar() : std::filesystem::path(file).stem().string();
-  FIRN_TRY(read_number(node, file, "flops", true, device.flops));
-  FIRN_TRY(read_number(node, file, "memory_bandwidth", true, device.memory_bandwidth));
-  FIRN_TRY(read_number(node, file, "prefill_efficiency", false, device.prefill_efficiency));
-  FIRN_TRY(read_number(node, file, "decode_efficiency", false, device.decode_efficiency));
+  FIRN_TRY(read_number(node, file, "flops", true, device.flops, 1));
+  FIRN_TRY(read_number(node, file, "memory_bandwidth", true, device.memory_bandwidth, 1));
+  FIRN_TRY(read_number(node, file, "prefill_efficiency", false, device.prefill_efficiency, 1e-3, 1));
+  FIRN_TRY(read_number(node, file, "decode_efficiency", false, device.decode_efficiency, 1e-3, 1));
   FIRN_TRY(read_number(node, file, "step_overhead_us", false, overhead_us));
-  FIRN_TRY(read_number(node, file, "host_link", true, device.host_link));
+  FIRN_TRY(read_number(node, file, "host_link", true, device.host_link, 1));
   FIRN_TRY(read_number(node, file, "disk_link", false, device.disk_link));
   FIRN_TRY(read_number(node, file, "device_link", false, device.device_link));
   FIRN_TRY(read_number(node, file, "price_per_hour", false, device.price_per_hour));
   FIRN_TRY(read_number(node, file, "host_gib_per_hour", false, device.host_gib_per_hour));
   FIRN_TRY(read_number(node, file, "disk_gib_per_hour", false, device.disk_gib_per_hour));
   device.step_overhead_s = overhead_us / 1e6;
-  if (device.flops < 1 || device.memory_bandwidth < 1 || device.host_link < 1 || device.prefill_efficiency < 1e-3 ||
-      device.decode_efficiency < 1e-3)
-    return Status(Code::kInvalidArgument,
-                  file + ": flops, memory_bandwidth, host_link and efficiencies must be above 0");
   if (!node["memory"])
     return Status(Code::kInvalidArgument, file + ": \"memory\" is missing: whether a model fits depends on it");
   const Result<std::uint64_t> bytes = parse_bytes(node["memory"].Scalar());

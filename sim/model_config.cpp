@@ -289,7 +289,10 @@ Result<Mixture> read_mixture(const Object& object, const Family& family, std::ui
   if (key == nullptr) {
     if (family.experts && family.name != "deepseek_v2" && family.name != "granitemoe")
       return wrong(object.file(),
-                   family.name == "mixtral" || family.name == "gpt_oss" ? "num_local_experts" : "num_experts",
+                   family.latent || family.name == "glm4_moe" ? "n_routed_experts"
+                   : family.name == "mixtral" || family.name == "gpt_oss" || family.name == "phimoe"
+                       ? "num_local_experts"
+                       : "num_experts",
                    "is missing");
     return m;
   }

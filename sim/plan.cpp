@@ -223,7 +223,7 @@ Result<Plan> make_plan(const std::string& trace, const TraceOptions& trace_optio
   if (!trace.empty()) {
     FIRN_ASSIGN(info, inspect_trace(trace, trace_options));
     plan.session_tokens = std::max<std::uint64_t>(1, info.input_tokens.p50);
-    plan.load = {info.seconds > 0 ? static_cast<double>(info.requests) / info.seconds : 0, info.requests};
+    FIRN_ASSIGN(plan.load, load_of(trace, trace_options));
   }
   plan.session_bytes = options.model.sequence_bytes(plan.session_tokens);
   plan.hot_tokens =

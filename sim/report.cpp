@@ -65,10 +65,16 @@ Json advice_json(const EngineOptions& o, const EngineResult& r, const Advice* ad
   Json tried = Json::array();
   for (const Tried& one : advice->tried)
     tried.push_back({{"change", one.change},
+                     {"note", one.note},
                      {"complete", one.complete},
                      {"ttft_p50_s", round4(one.ttft_p50)},
                      {"ttft_p95_s", round4(one.ttft_p95)},
+                     {"refused", one.refused},
                      {"gains", one.gains}});
+  Json what_if = Json::array();
+  for (const WhatIf& one : advice->what_if)
+    what_if.push_back({{"twice", to_string(one.what)}, {"ttft_p95_s", round4(one.ttft_p95)}, {"gains", one.gains}});
+  json["what_if"] = what_if;
   json["tried"] = tried;
   json["objective"] = to_string(advice->objective);
   json["carried_requests_per_s"] = advice->rate.carried ? Json(round4(advice->rate.carried->rate)) : Json();
@@ -251,7 +257,7 @@ void fill_numbers(Page& page, const EngineResult& r) {
                 {"host_down", "to the host", short_bytes(static_cast<double>(r.host_down_bytes))},
                 {"host_up", "from the host", short_bytes(static_cast<double>(r.host_up_bytes))},
                 {"cost", "dollars a million tokens",
-                 fmt::format("{:.3f}", share(r.cost * 1e6, static_cast<double>(r.input_tokens + r.output_tokens)))}};
+                 fmt::format("{:.3g}", share(r.cost * 1e6, static_cast<double>(r.input_tokens + r.output_tokens)))}};
   const auto blocks = [&r](const std::string& name, std::uint64_t count, const std::string& id) {
     return PageRow{name, fmt::format("{} ({})", grouped_number(count), short_share(share(count, r.blocks))), id,
                    share(count, r.blocks)};
@@ -326,7 +332,7 @@ std::string report_text(const std::string& trace, const EngineOptions& o, const 
   line("moved", fmt::format("{} to the host, {} back; {:.0f} % of the stored blocks were read again",
                             gib(static_cast<double>(r.host_down_bytes)), gib(static_cast<double>(r.host_up_bytes)),
                             100 * share(r.stored_read_again, r.stored_blocks)));
-  line("cost", fmt::format("{:.3f} dollars a million tokens at {:.2f} an hour, which is assumed",
+  line("cost", fmt::format("{:.3g} dollars a million tokens at {:.2f} an hour, which is assumed",
                            share(r.cost * 1e6, static_cast<double>(r.input_tokens + r.output_tokens)),
                            o.device.price_per_hour));
   text += "\n" + diagnosis.text + "\n";

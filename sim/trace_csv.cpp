@@ -145,9 +145,9 @@ class CsvReader final : public TraceReader {
     double input = 0, output = 0;
     if (!parse_time(field(kTime), ns)) return fmt::format("\"{}\" is no time", field(kTime).substr(0, 40));
     if (!parse(field(kInput), input) || !(input >= 0 && input <= kMaxTokens))
-      return fmt::format("\"{}\" is no number of input tokens", field(kInput).substr(0, 40));
+      return fmt::format("\"{}\" is no number of input tokens from 0 to {}", field(kInput).substr(0, 40), kMaxTokens);
     if (!parse(field(kOutput), output) || !(output >= 0 && output <= kMaxTokens))
-      return fmt::format("\"{}\" is no number of output tokens", field(kOutput).substr(0, 40));
+      return fmt::format("\"{}\" is no number of output tokens from 0 to {}", field(kOutput).substr(0, 40), kMaxTokens);
     request.time_ns = ns;
     request.input_tokens = static_cast<std::uint32_t>(input);
     request.output_tokens = static_cast<std::uint32_t>(output);

@@ -136,11 +136,12 @@ class JsonLinesReader final : public TraceReader {
 
   std::string finish(const Line& line, TraceRequest& request) {
     const double unit_ns = options_.format == TraceFormat::kQwen ? 1e9 : 1e6;
-    if (!(line.timestamp >= 0 && line.timestamp * unit_ns < 9e18)) return "\"timestamp\" is missing or no time";
+    if (!(line.timestamp >= 0 && line.timestamp * unit_ns < 9e18))
+      return "\"timestamp\" is missing, or no time from 0 on that 64 bits of nanoseconds hold";
     if (!line.input || !(*line.input >= 0 && *line.input <= kMaxTokens))
-      return "\"input_length\" is missing or no length";
+      return fmt::format("\"input_length\" is missing, or not from 0 to {}", kMaxTokens);
     const double output = line.output.value_or(0);
-    if (!(output >= 0 && output <= kMaxTokens)) return "\"output_length\" is no length";
+    if (!(output >= 0 && output <= kMaxTokens)) return fmt::format("\"output_length\" is not from 0 to {}", kMaxTokens);
     request.time_ns = std::llround(line.timestamp * unit_ns);
     request.input_tokens = static_cast<std::uint32_t>(*line.input);
     request.output_tokens = static_cast<std::uint32_t>(output);

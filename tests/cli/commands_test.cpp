@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <vector>
 
 #include "core/config/settings.h"
 #include "firn/policy.h"
@@ -198,6 +201,57 @@ TEST(SimulateCommand, AnswersInOneScreen) {
   }
 }
 
+// A deployment brings an example that fits it: all of it is answered, nobody waits long, and a rate is named.
+TEST(SimulateCommand, TheExampleOfEachDeploymentFitsIt) {
+  std::size_t deployments = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(FIRN_SOURCE_DIR "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    ++deployments;
+    const std::string name = entry.path().stem();
+    const nlohmann::json run = run_json("firn simulate --config configs/" + name + ".yaml --json -");
+    EXPECT_EQ(run["finished"], run["requests"]) << name;
+    EXPECT_GE(run["requests"], 50) << name;
+    EXPECT_FALSE(run["advice"]["overload"].get<bool>()) << name << run["advice"]["bottleneck"];
+    EXPECT_LE(run["ttft_s"]["p95"], 2) << name;
+    EXPECT_GE(run["advice"]["carried_requests_per_s"], run["advice"]["asked_requests_per_s"]) << name;
+  }
+  EXPECT_GE(deployments, 13u);
+}
+
+// Whatever is advised is a line of flags, and with them the program does what the advice said.
+TEST(SimulateCommand, WhatItAdvisesIsWhatItThenDoes) {
+  const std::string slice = " --trace tests/data/traces/conversation_2000.jsonl.zst";
+  std::size_t advised = 0;
+  std::vector<std::string> lines = {
+      "firn simulate --config configs/consumer-24gb.yaml --workload chat:sessions=150",
+      "firn simulate --config configs/consumer-8gb.yaml" + slice,
+      "firn simulate --config configs/h200-node.yaml" + slice,
+      "firn simulate --config configs/h200-node.yaml --trace tests/data/traces/agentic_60.jsonl.zst"};
+#ifdef FIRN_SANITIZED
+  lines.resize(1);  // some twenty-five runs each
+#endif
+  for (const std::string& line : lines) {
+    const nlohmann::json run = run_json(line + " --json -"), &advice = run["advice"];
+    std::size_t of_this = 0;
+    for (const nlohmann::json& tried : advice["tried"]) {
+      if (!tried["gains"].get<bool>() || of_this++ >= 2) continue;
+      const nlohmann::json after = run_json(line + " --no-advice --json - " + tried["change"].get<std::string>());
+      EXPECT_EQ(after["ttft_s"]["p50"], tried["ttft_p50_s"]) << line << tried;
+      EXPECT_EQ(after["ttft_s"]["p95"], tried["ttft_p95_s"]) << line << tried;
+      EXPECT_LE(after["refused"], run["refused"]) << line << tried;
+      ++advised;
+    }
+    if (advice["carried_requests_per_s"].is_null()) continue;
+    std::ostringstream rate;
+    rate << advice["carried_requests_per_s"].get<double>();
+    const nlohmann::json after = run_json(line + " --no-advice --json - --rate " + rate.str());
+    const std::string objective = advice["objective"];  // ttft_p95=20s
+    const double within = std::stod(objective.substr(objective.find('=') + 1)) * (objective.ends_with("ms") ? 1e-3 : 1);
+    EXPECT_LE(after["ttft_s"][objective.substr(5, 3)], within) << line << " --rate " << rate.str();
+  }
+  EXPECT_GE(advised, lines.size());
+}
+
 TEST(PlanCommand, TakesAModelFromGgufAndFromConfigJson) {
   const nlohmann::json gguf =
       run_json("firn plan --device rtx4090 --pool-budget 1GiB --model " FIRN_RANDOM_MODEL " --json -");
@@ -280,6 +334,47 @@ TEST(PlanCommand, ReadsWindowsFromAGguf) {
   EXPECT_EQ(plan["groups"][1]["layers"], 22);
   EXPECT_EQ(plan["groups"][1]["window"], 512);
   EXPECT_EQ(plan["groups"][1]["page_sets"], 11) << "pages of two layers";
+}
+
+// Each number of a GGUF's directory, replaced by what it may not be, is refused with file and key.
+TEST(PlanCommand, RefusesNumbersOfAGgufByName) {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("firn_numbers_" + std::to_string(getpid()) + ".gguf");
+  std::string bytes;
+  const auto put = [&bytes](auto value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  const auto text = [&](const std::string& value) { put(std::uint64_t{value.size()}), bytes += value; };
+  const std::vector<std::pair<std::string, std::uint32_t>> numbers = {
+      {"block_count", 26},        {"attention.head_count", 4},   {"attention.head_count_kv", 1},
+      {"embedding_length", 1152}, {"attention.key_length", 256}, {"attention.sliding_window", 512},
+      {"expert_count", 8},        {"expert_used_count", 2}};
+  const std::vector<std::function<void()>> bad = {
+      [&] { put(std::uint32_t{10}), put(std::uint64_t{1} << 63); },
+      [&] { put(std::uint32_t{10}), put(~std::uint64_t{0}); },
+      [&] { put(std::uint32_t{11}), put(std::int64_t{-1}); },
+      [&] { put(std::uint32_t{12}), put(1e308); },
+      [&] { put(std::uint32_t{6}), put(std::numeric_limits<float>::quiet_NaN()); },
+      [&] { put(std::uint32_t{8}), text("NaN"); },
+      [&] { put(std::uint32_t{9}), put(std::uint32_t{8}), put(std::uint64_t{1}), text("12"); }};
+  for (const auto& [changed, usual] : numbers)
+    for (std::size_t i = 0; i < bad.size(); ++i) {
+      bytes = "GGUF";
+      put(std::uint32_t{3}), put(std::uint64_t{0}), put(std::uint64_t{numbers.size() + 1});
+      text("general.architecture"), put(std::uint32_t{8}), text("gemma3");
+      for (const auto& [key, value] : numbers) {
+        text("gemma3." + key);
+        if (key == changed)
+          bad[i]();
+        else
+          put(std::uint32_t{4}), put(value);
+      }
+      bytes.resize((bytes.size() + 31) / 32 * 32);
+      std::ofstream(file, std::ios::binary) << bytes;
+      const Ran ran = run_line("firn plan --device rtx4090 --pool-budget 1GiB --model " + file.string(), true);
+      EXPECT_EQ(ran.exit_code, 2) << changed << " " << i << ": " << ran.output;
+      EXPECT_NE(ran.output.find("gemma3." + changed), std::string::npos) << i << ": " << ran.output;
+      EXPECT_NE(ran.output.find(file.string()), std::string::npos) << changed << ": " << ran.output;
+    }
+  std::filesystem::remove(file);
 }
 
 TEST(PlanCommand, FindsTheCheapestSizesOfPoolHostAndDisk) {

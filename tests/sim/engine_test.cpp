@@ -1,12 +1,14 @@
 // The engine with a virtual clock: what must hold whatever the numbers, and that the same run is the same bytes.
 #include "sim/engine.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "sim/advice.h"
 #include "sim/report.h"
 #include "tests/sim/traces.h"
 
@@ -108,6 +110,33 @@ TEST(Engine, RefusesWhatIsLongerThanThePoolAndGoesOn) {
   EXPECT_GT(r.refused, 0u);
   EXPECT_GT(r.finished, 1000u);
   EXPECT_NE(diagnose(options(4), r).text.find("longer than"), std::string::npos);
+}
+
+// Blocks are missing all the time and the device is busy all the time: of the two, the one of which twice helps is the
+// bottleneck, and a larger pool, which gains nothing here, is not called one.
+TEST(Advice, TheBottleneckIsThatOfWhichTwiceHelps) {
+  EngineOptions o;
+  o.device = load_device("rtx4060", {std::string(FIRN_SOURCE_DIR) + "/configs"}).value();
+  o.model = load_model_shape("smollm2-135m").value();
+  o.pool_bytes = std::uint64_t{4} << 30, o.host_bytes = std::uint64_t{16} << 30, o.max_sequences = 32;
+  const std::string trace = slice("conversation_2000.jsonl.zst");
+  const EngineResult r = run_engine(trace, {}, o).value();
+  const Diagnosis seen = diagnose(o, r);
+  ASSERT_GE(seen.limits.size(), 2u) << seen.text;
+  EXPECT_EQ(seen.text.find("is the bottleneck"), std::string::npos) << "two are full, nothing was run: " << seen.text;
+  const Advice advice = advise(trace, {}, o, r, {}).value();
+  ASSERT_EQ(advice.what_if.size(), seen.limits.size());
+  EXPECT_EQ(advice.diagnosis.what, advice.what_if.front().what);
+  EXPECT_TRUE(advice.what_if.front().gains);
+  for (const WhatIf& one : advice.what_if) EXPECT_LE(advice.what_if.front().ttft_p95, one.ttft_p95);
+  for (const Tried& tried : advice.tried)
+    if (tried.change.rfind("--pool-budget", 0) == 0 && !tried.gains) {
+      EXPECT_NE(advice.diagnosis.what, Bottleneck::kMemory) << advice.diagnosis.text << tried.change;
+    }
+  EXPECT_EQ(advice.next.find("\n"), std::string::npos);
+  ASSERT_TRUE(advice.rate.carried) << advice.next;
+  EXPECT_EQ(advice.rate.carried->rate, std::stod(fmt::format("{:.3g}", advice.rate.carried->rate)))
+      << "as it is said, so it was run";
 }
 
 TEST(Engine, TheSameRunIsTheSameBytes) {

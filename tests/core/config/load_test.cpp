@@ -286,6 +286,29 @@ TEST(Numbers, ZeroIsNotAuto) {
   EXPECT_GT(refused, 4u);
 }
 
+// A number that no such setting may be is refused with the key's name, wherever it stands, and never cast.
+TEST(Numbers, ThatNoSettingMayBeAreRefusedByName) {
+  std::size_t refused = 0;
+  for (const Setting& setting : settings_table()) {
+    if (setting.kind != Setting::Kind::kCount && setting.kind != Setting::Kind::kBytes) continue;
+    const std::string key(setting.key), section = key.substr(0, key.find('.')),
+                                        name = key.find('.') == std::string::npos ? "" : key.substr(key.find('.') + 1);
+    for (const char* bad : {"1e308", "-1", "-1B", "9223372036854775808GiB", "18446744073709551616", "1e400", ".nan",
+                            ".inf", "NaN", "[1]", "{a: 1}", "0x10000000000000000"}) {
+      ConfigInput input;
+      input.file = "c.yaml";
+      input.text = name.empty() ? key + ": " + bad + "\n" : section + ":\n  " + name + ": " + bad + "\n";
+      const Result<LoadedConfig> loaded = load_config(input);
+      EXPECT_FALSE(loaded.ok()) << input.text;
+      if (loaded.ok()) continue;
+      EXPECT_NE(loaded.status().message().find(key), std::string::npos) << loaded.status().message();
+      EXPECT_NE(loaded.status().message().find("c.yaml:"), std::string::npos) << loaded.status().message();
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 100u);
+}
+
 TEST(Quotas, AreOneLineOfNamesAndRanges) {
   const auto quotas =
       parse_quotas(" alice device=2GiB..8GiB  host=..64GiB ;bob device=1MiB..; a/b:c@d device=..4096B;");
