@@ -2,6 +2,7 @@
 //
 // attend in decode reads every key and value once, so it stands beside a read-only sum of the same bytes by the same
 // threads; "share" is the first rate over the second, taken in turns within one run so that both see the same machine.
+// Sums and copies are limits (anchors.h): a share above 1 fails.
 // Working sets are 256 MiB and more: nothing is served from a cache.
 #include <benchmark/benchmark.h>
 #include <time.h>
@@ -14,6 +15,7 @@
 #include <memory>
 #include <vector>
 
+#include "bench/anchors.h"
 #include "core/base/check.h"
 #include "firn/device.h"
 #include "firn/thread_pool.h"
@@ -38,11 +40,6 @@ double processor_now() {
   timespec time{};
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // A device on its own pool, and regions that go when it goes.
@@ -88,26 +85,20 @@ void fill_blocks(Bench& bench, const KvShape& shape, const std::vector<BlockView
   FIRN_CHECK(bench.device->kernels().append({shape, rows.address, rows.address, items}).ok());
 }
 
-std::uint64_t sum_of(const std::byte* from, std::uint64_t bytes) {
-  std::uint64_t sums[8] = {};
-  for (std::uint64_t i = 0; i + 64 <= bytes; i += 64) {
-    std::uint64_t words[8];
-    std::memcpy(words, from + i, sizeof(words));
-    for (int j = 0; j < 8; ++j) sums[j] += words[j];
-  }
-  std::uint64_t sum = 0;
-  for (const std::uint64_t part : sums) sum += part;
-  return sum;
-}
-
-// A read-only sum by all threads; returns seconds.
-double read_only_sum(ThreadPool& pool, const Region& region) {
+// Calls part(first byte, bytes) for pieces of a region, by all threads; returns seconds.
+template <class Part>
+double in_pieces(ThreadPool& pool, std::uint64_t bytes, const Part& part) {
   constexpr std::uint64_t kPiece = kMiB;
   const double start = now();
-  pool.parallel_for((region.bytes + kPiece - 1) / kPiece, [&](std::size_t i) {
-    benchmark::DoNotOptimize(sum_of(region.host + i * kPiece, std::min(kPiece, region.bytes - i * kPiece)));
-  });
+  pool.parallel_for((bytes + kPiece - 1) / kPiece,
+                    [&](std::size_t i) { part(i * kPiece, std::min(kPiece, bytes - i * kPiece)); });
   return now() - start;
+}
+
+double read_only_sum(ThreadPool& pool, const Region& region, std::size_t way) {
+  return in_pieces(pool, region.bytes, [&](std::uint64_t at, std::uint64_t bytes) {
+    benchmark::DoNotOptimize(bench::read_all(way, region.host + at, bytes / 64 * 64));
+  });
 }
 
 struct AttendRun {
@@ -198,26 +189,27 @@ void BM_AttendDecode(benchmark::State& state) {
   fill_blocks(bench, model.shape, views);
   AttendRun attend(bench, model, views, context, sequences, 1);
 
-  std::vector<double> ours, sums, ours_processor, sums_processor;
+  std::vector<double> ours, ours_processor;
+  bench::Anchor<bench::kReadWays> sums, sums_processor;
   for (auto _ : state) {
+    for (std::size_t way = 0; way < bench::kReadWays; ++way) {
+      const double start = processor_now();
+      sums.add(way, read_only_sum(bench.pool, kv, way));
+      sums_processor.add(way, processor_now() - start);
+    }
     const double start = processor_now();
-    sums.push_back(read_only_sum(bench.pool, kv));
-    const double middle = processor_now();
     ours.push_back(attend.run());
-    ours_processor.push_back(processor_now() - middle);
-    sums_processor.push_back(middle - start);
+    ours_processor.push_back(processor_now() - start);
     state.SetIterationTime(ours.back());
   }
   FIRN_CHECK(attend.matches_reference());
-  const double attend_s = median(ours), sum_s = median(sums);
+  const double attend_s = bench::median(ours), sum_s = sums.seconds();
   const auto bytes = static_cast<double>(kv.bytes);
   state.counters["GB/s"] = bytes / attend_s / 1e9;
   state.counters["sum_GB/s"] = bytes / sum_s / 1e9;
-  state.counters["share"] = sum_s / attend_s;
-  state.counters["best_share"] =
-      *std::min_element(sums.begin(), sums.end()) / *std::min_element(ours.begin(), ours.end());
-  state.counters["processor_share"] = median(sums_processor) / median(ours_processor);
+  state.counters["processor_share"] = sums_processor.seconds() / bench::median(ours_processor);
   state.SetLabel(std::string(model.name) + ", medians");
+  bench::report_share(state, sum_s / attend_s);
 }
 BENCHMARK(BM_AttendDecode)
     ->ArgNames({"model", "context", "threads"})
@@ -291,24 +283,24 @@ void BM_Copy(benchmark::State& state) {
   fill_blocks(bench, model.shape, sources);
   std::vector<CopyItem> items;
   for (std::size_t b = 0; b < sources.size(); ++b) items.push_back({sources[b], targets[b]});
-  std::vector<double> ours, plain;
+  std::vector<double> ours;
+  bench::Anchor<bench::kCopyWays> plain;
   for (auto _ : state) {
-    constexpr std::uint64_t kPiece = kMiB;
-    double start = now();
-    bench.pool.parallel_for((from.bytes + kPiece - 1) / kPiece, [&](std::size_t i) {
-      std::memcpy(to.host + i * kPiece, from.host + i * kPiece, std::min(kPiece, from.bytes - i * kPiece));
-    });
-    plain.push_back(now() - start);
-    start = now();
+    for (std::size_t way = 0; way < bench::kCopyWays; ++way)
+      plain.add(way, in_pieces(bench.pool, from.bytes, [&](std::uint64_t at, std::uint64_t bytes) {
+                  bench::copy_all(way, to.host + at, from.host + at, bytes);
+                }));
+    const double start = now();
     FIRN_CHECK(bench.device->kernels().copy({model.shape, items}).ok());
     ours.push_back(now() - start);
     state.SetIterationTime(ours.back());
   }
   const auto* last_v = reinterpret_cast<const std::byte*>(targets.back().v);
   FIRN_CHECK(std::memcmp(last_v, reinterpret_cast<const std::byte*>(sources.back().v), block / 2) == 0);
-  state.counters["GB/s"] = static_cast<double>(from.bytes) / median(ours) / 1e9;
-  state.counters["memcpy_GB/s"] = static_cast<double>(from.bytes) / median(plain) / 1e9;
+  state.counters["GB/s"] = static_cast<double>(from.bytes) / bench::median(ours) / 1e9;
+  state.counters["plain_GB/s"] = static_cast<double>(from.bytes) / plain.seconds() / 1e9;
   state.SetLabel(std::string(model.name) + (engine ? ", to an engine's layout" : ", slot to slot") + ", medians");
+  bench::report_share(state, plain.seconds() / bench::median(ours));
 }
 BENCHMARK(BM_Copy)
     ->ArgNames({"model", "engine", "threads"})
@@ -316,7 +308,8 @@ BENCHMARK(BM_Copy)
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
-// Rounds f32 rows into f16 slots; bytes are those read and written. Beside: memcpy of as many bytes.
+// Rounds f32 rows into f16 slots; bytes are those read and written. Beside: as many bytes read, and half as many
+// written.
 void BM_Append(benchmark::State& state) {
   const Model& model = kModels[state.range(0)];
   Bench bench(static_cast<unsigned>(state.range(1)));
@@ -324,29 +317,30 @@ void BM_Append(benchmark::State& state) {
       static_cast<std::uint32_t>(64 * kMiB / model.shape.token_bytes() / kBlockTokens * kBlockTokens);
   const Region kv = bench.allocate(tokens * model.shape.token_bytes());
   const std::vector<BlockView> views = slot_views(kv, model.shape);
-  const Region rows = bench.floats(std::uint64_t{tokens} * model.shape.kv_heads * model.shape.head_dim);
-  const Region spare = bench.allocate(kv.bytes * 3 / 2);
+  const Region rows = bench.floats(2 * std::uint64_t{tokens} * model.shape.kv_heads * model.shape.head_dim);
+  const DeviceAddress values = rows.address + rows.bytes / 2;
+  const Region spare = bench.allocate(kv.bytes);
   std::vector<AppendItem> items;
   for (std::uint32_t b = 0; b < views.size(); ++b) items.push_back({views[b], b * kBlockTokens, 0, kBlockTokens});
-  std::vector<double> ours, plain;
+  std::vector<double> ours;
+  bench::Anchor<bench::kFoldWays> plain;
   for (auto _ : state) {
-    double start = now();
-    bench.pool.parallel_for(64, [&](std::size_t i) {
-      const std::uint64_t piece = kv.bytes / 64;
-      std::memcpy(spare.host + i * piece, kv.host + i * piece, piece);
-    });
-    plain.push_back(now() - start);
-    start = now();
-    FIRN_CHECK(bench.device->kernels().append({model.shape, rows.address, rows.address, items}).ok());
+    for (std::size_t way = 0; way < bench::kFoldWays; ++way)
+      plain.add(way, in_pieces(bench.pool, kv.bytes, [&](std::uint64_t at, std::uint64_t bytes) {
+                  bench::fold_all(way, spare.host + at, rows.host + 2 * at, 2 * bytes);
+                }));
+    const double start = now();
+    FIRN_CHECK(bench.device->kernels().append({model.shape, rows.address, values, items}).ok());
     ours.push_back(now() - start);
     state.SetIterationTime(ours.back());
   }
   const auto* source = reinterpret_cast<const float*>(rows.host);
   for (std::uint32_t i = 0; i < model.shape.head_dim; ++i)
     FIRN_CHECK(std::fabs(half(kv.host + 2 * i) - source[i]) <= std::fabs(source[i]) * 0x1p-11);
-  state.counters["GB/s"] = 3 * static_cast<double>(kv.bytes) / median(ours) / 1e9;
-  state.counters["memcpy_GB/s"] = 2 * static_cast<double>(kv.bytes) / median(plain) / 1e9;
+  state.counters["GB/s"] = 3 * static_cast<double>(kv.bytes) / bench::median(ours) / 1e9;
+  state.counters["plain_GB/s"] = 3 * static_cast<double>(kv.bytes) / plain.seconds() / 1e9;
   state.SetLabel(std::string(model.name) + ", read + written, medians");
+  bench::report_share(state, plain.seconds() / bench::median(ours));
 }
 BENCHMARK(BM_Append)
     ->ArgNames({"model", "threads"})

@@ -1,5 +1,5 @@
 // ColdCache as an engine uses it, in bytes of raw keys and values a second: store and load of 64 blocks a ticket, and
-// wait for it; beside a memcpy of the same bytes. codec_bench has the codecs alone.
+// wait for it; beside copies (anchors.h) of the same bytes. codec_bench has the codecs alone.
 //
 // The values are captured ones (tests/data/README.md): three layers of 128 tokens of SmolLM2-135M. Extents are visited
 // in turn through 68 MiB on either side.
@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "bench/anchors.h"
 #include "core/base/check.h"
 #include "firn/cold_cache.h"
 
@@ -109,19 +110,19 @@ void BM_ColdLoad(benchmark::State& state) { run(state, true); }
 BENCHMARK(BM_ColdStore)->ArgNames({"lossless", "threads"})->ArgsProduct({{0, 1}, {1, 2}})->UseRealTime();
 BENCHMARK(BM_ColdLoad)->ArgNames({"lossless", "threads"})->ArgsProduct({{0, 1}, {1, 2}})->UseRealTime();
 
-void BM_ColdMemcpy(benchmark::State& state) {
+void BM_ColdCopy(benchmark::State& state) {
   Engine engine;
   std::size_t first = 0;
   for (auto _ : state) {
-    std::memcpy(engine.other.data() + first * kExtentBytes, engine.memory.data() + first * kExtentBytes,
-                kBatch * kExtentBytes);
+    bench::copy_all(static_cast<std::size_t>(state.range(0)), engine.other.data() + first * kExtentBytes,
+                    engine.memory.data() + first * kExtentBytes, kBatch * kExtentBytes);
     benchmark::ClobberMemory();
     first = (first + kBatch) % kExtents;
   }
   state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) * kBatch *
                           static_cast<std::int64_t>(kExtentBytes));
 }
-BENCHMARK(BM_ColdMemcpy)->UseRealTime();
+BENCHMARK(BM_ColdCopy)->ArgName("way")->DenseRange(0, bench::kCopyWays - 1)->UseRealTime();
 
 // Names that are here, and names that are not.
 void BM_ColdLookup(benchmark::State& state) {

@@ -1,7 +1,6 @@
 // firn_bench: every benchmark of this folder, with what they ran on in the JSON's context. `./run bench` writes
 // build/release/bench.json; any Google Benchmark flag works. --device D measures a Vulkan device, and only that unless
-// a
-// --benchmark_filter says otherwise.
+// a --benchmark_filter says otherwise. Exit code 1 where something was quicker than its limit.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -9,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/anchors.h"
 #include "bench/device_bench.h"
 #include "bench/machine_context.h"
 
@@ -57,4 +57,5 @@ int main(int argc, char** argv) {
   benchmark::RunSpecifiedBenchmarks();
   firn::bench::close_device();
   benchmark::Shutdown();
+  return firn::bench::any_beyond_its_limit() ? 1 : 0;
 }

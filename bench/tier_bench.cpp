@@ -1,8 +1,8 @@
-// The host tier beside memcpy of the same bytes between buffers like its own (huge pages, touched before).
+// The host tier beside a copy of the same bytes between buffers like its own (huge pages, touched before).
 //
 // Frames are visited in random order through working sets of 512 MiB on either side, since cold blocks come from memory
-// and go to memory. Tier and memcpy take turns, frame by frame, so that both see the same machine; "share" is the first
-// rate over the second: above 1 the tier is faster, because it stores past the caches what nobody reads soon.
+// and go to memory. Tier and copies take turns, frame by frame, so that both see the same machine; "share" is the first
+// rate over that of the quickest copy, some of which store past the caches what nobody reads soon, as the tier does.
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/anchors.h"
 #include "core/base/check.h"
 #include "firn/tier.h"
 
@@ -85,35 +86,40 @@ struct Rig {
   std::vector<std::size_t> order;
 };
 
-// One frame through the tier, the next through memcpy. What it took counts for the tier alone.
+// One frame through the tier, the next through each way to copy. What it took counts for the tier alone.
 template <class Prepare, class Timed, class Check>
 void compare(benchmark::State& state, const Prepare& prepare, const Timed& timed, const Check& check) {
   Rig rig(static_cast<std::size_t>(state.range(0)) << 10);
   const std::size_t count = rig.order.size();
   std::size_t at = 0;
-  double tier_seconds = 0, memcpy_seconds = 0;
+  std::vector<double> ours;
+  bench::Anchor<bench::kCopyWays> copies;
   for (auto _ : state) {
-    // Far apart: a frame that one of the two has just read would be in the cache for the other.
-    const auto visit = [&](std::size_t third) { return rig.order[(at + third * count / 3) % count]; };
-    const std::size_t one = visit(0), two = visit(1), three = visit(2);
-    ++at;
+    // Far apart: a frame that one of them has just read would be in the cache for another.
+    constexpr std::size_t kParts = 2 * bench::kCopyWays + 1;
+    const auto visit = [&](std::size_t part) { return rig.order[(at + part * count / kParts) % count]; };
+    const std::size_t one = visit(0);
     prepare(rig, one);
     double start = now();
     timed(rig, one);
-    const double took = now() - start;
-    tier_seconds += took;
-    state.SetIterationTime(took);
-    start = now();
-    std::memcpy(rig.other.frame(two, rig.frame_bytes).data(), rig.source.frame(three, rig.frame_bytes).data(),
-                rig.frame_bytes);
-    benchmark::ClobberMemory();
-    memcpy_seconds += now() - start;
+    ours.push_back(now() - start);
+    state.SetIterationTime(ours.back());
+    for (std::size_t way = 0; way < bench::kCopyWays; ++way) {
+      std::byte* const to = rig.other.frame(visit(2 * way + 1), rig.frame_bytes).data();
+      const std::byte* const from = rig.source.frame(visit(2 * way + 2), rig.frame_bytes).data();
+      start = now();
+      bench::copy_all(way, to, from, rig.frame_bytes);
+      benchmark::ClobberMemory();
+      copies.add(way, now() - start);
+    }
+    ++at;
   }
   check(rig);
-  const double bytes = static_cast<double>(state.iterations()) * static_cast<double>(rig.frame_bytes);
-  state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
-  state.counters["memcpy_GBps"] = bytes / memcpy_seconds / 1e9;
-  state.counters["share"] = memcpy_seconds / tier_seconds;
+  const double bytes = static_cast<double>(rig.frame_bytes);
+  state.SetBytesProcessed(static_cast<std::int64_t>(static_cast<double>(state.iterations()) * bytes));
+  state.counters["GB/s"] = bytes / bench::median(ours) / 1e9;
+  state.counters["plain_GB/s"] = bytes / copies.seconds() / 1e9;
+  bench::report_share(state, copies.seconds() / bench::median(ours));
 }
 
 void BM_TierPut(benchmark::State& state) {
