@@ -14,6 +14,7 @@
 #include "core/cold/guarded_cold_cache.h"
 #include "core/cold/jobs.h"
 #include "core/cold/names.h"
+#include "firn/disk_tier.h"
 #include "storage/codec/state_frame.h"
 
 namespace firn {
@@ -48,6 +49,15 @@ Status check_options(const ColdCacheOptions& options, const ColdEnvironment& env
   if (options.max_blocks > kMaxBlocks)
     return invalid(fmt::format("max_blocks {} is more than {}", options.max_blocks, kMaxBlocks));
   std::uint8_t last = index(TierId::kHost);
+  for (std::size_t i = 0; i < options.tiers.size(); ++i) {
+    const ColdTierOptions& tier = options.tiers[i];
+    const auto bad = [&](std::string what) { return invalid(fmt::format("tiers[{}]: {}", i, what)); };
+    if (tier.kind != "disk") return bad(fmt::format("kind \"{}\"; there is disk", tier.kind));
+    if (tier.path.empty()) return bad("path is empty");
+    if (tier.budget_bytes == 0) return bad("budget_bytes is 0");
+    if (index(TierId::kDisk) <= last) return bad("a second disk");
+    last = index(TierId::kDisk);
+  }
   for (const ColdTier& tier : environment.tiers) {
     if (tier.tier == nullptr) return invalid("a tier of the environment is null");
     if (index(tier.id) <= last || tier.id >= TierId::kCount)
@@ -69,11 +79,29 @@ Sizes sizes_of(const ColdCacheOptions& options, bool lossy) {
   const std::uint64_t ratio = lossy ? 16 : 2;
   // Tables of some 250 bytes a block take an eighth at most, however small the blocks are.
   constexpr std::uint64_t kLeastBlockBytes = 2048;
-  const std::uint64_t fit = options.budget_bytes / std::max(block_bytes / ratio, kLeastBlockBytes);
+  const std::uint64_t one = std::max(block_bytes / ratio, kLeastBlockBytes);
+  // Names of what is below are kept in the same tables, which may then take a quarter of the budget; beyond that the
+  // least used frames go, although their tier has room.
+  std::uint64_t below = 0;
+  for (const ColdTierOptions& tier : options.tiers) below += std::min(tier.budget_bytes, std::uint64_t{1} << 50);
+  const std::uint64_t fit =
+      std::min((options.budget_bytes + below) / one, options.budget_bytes / (below == 0 ? one : kLeastBlockBytes / 2));
   sizes.blocks = options.max_blocks != 0 ? options.max_blocks
                                          : static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fit, 64, kMaxBlocks));
   sizes.frames = std::max(sizes.blocks / 2, 32u);
   return sizes;
+}
+
+DiskTierOptions disk_options(const ColdTierOptions& tier, const ColdCacheOptions& options, std::uint64_t largest) {
+  DiskTierOptions disk;
+  disk.path = tier.path;
+  disk.budget_bytes = tier.budget_bytes;
+  disk.identity = disk_identity(options.model);
+  disk.largest_frame_bytes = largest;
+  disk.readers = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(options.budget_bytes / (64 << 20), 1, 4));
+  disk.admit_second_use = tier.admit_second_use;
+  disk.daily_write_bytes = tier.daily_write_bytes;
+  return disk;
 }
 
 class ColdCacheImpl final : public ColdCache {
@@ -85,6 +113,7 @@ class ColdCacheImpl final : public ColdCache {
     std::vector<Ledger::Charge> charges;
     std::unique_ptr<ExtentCoder> coder;
     std::unique_ptr<Tickets> tickets;
+    std::vector<std::unique_ptr<Tier>> tiers;  // of the options
     std::unique_ptr<FrameStore> frames;
     std::unique_ptr<Ghosts> offers;
     std::unique_ptr<Mover> mover;
@@ -362,7 +391,7 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
               CodecTable::create({options.codec, options.artefact, options.allow_unmeasured}, options.model));
   const std::function<std::int64_t()> now_ns = environment.now_ns ? environment.now_ns : steady_ns;
   const Sizes sizes = sizes_of(options, codecs.lossy());
-  const auto levels = static_cast<std::uint32_t>(environment.tiers.size() + 1);
+  const auto levels = static_cast<std::uint32_t>(options.tiers.size() + environment.tiers.size() + 1);
 
   ColdCacheImpl::Parts parts;
   parts.ledger = environment.ledger;
@@ -390,25 +419,32 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
                            Ghosts::metadata_bytes(sizes.blocks) + Coming::metadata_bytes(options.queue_blocks) +
                            std::uint64_t{options.queue_blocks} * sizeof(std::uint32_t) + Mover::metadata_bytes(lanes) +
                            Tickets::metadata_bytes(options.queue_blocks, options.queue_tickets) +
-                           environment.tiers.size() * (TierLink::kBytes + std::uint64_t{sizes.frames} * 24);
+                           (levels - 1) * (TierLink::kBytes + std::uint64_t{sizes.frames} * 24);
   if (options.admit_second_use) metadata += Ghosts::metadata_bytes(sizes.blocks);
   std::vector<std::string> policy_of_level = {options.eviction};
+  for (const ColdTierOptions& tier : options.tiers) policy_of_level.push_back(tier.eviction);
   for (const ColdTier& tier : environment.tiers) policy_of_level.push_back(tier.eviction);
   for (const std::string& name : policy_of_level) {
     FIRN_TRY(make_policy(name, 1).status().with_context("cold cache: eviction"));
     metadata += policy_bytes(name, sizes.frames, /*one_size=*/false);
   }
-  const std::uint64_t fixed = metadata + scratch_bytes;
+  std::uint64_t largest = 0;
+  for (std::size_t g = 0; g < options.model.groups.size(); ++g)
+    largest =
+        std::max<std::uint64_t>(largest, parts.coder->bound(GroupId{static_cast<std::uint16_t>(g)}, kMaxExtentBlocks));
+  std::vector<DiskTierOptions> disks;
+  std::uint64_t disk_memory = 0;
+  for (const ColdTierOptions& tier : options.tiers) {
+    disks.push_back(disk_options(tier, options, largest));
+    disk_memory += DiskTier::memory_bytes(disks.back());
+  }
+  const std::uint64_t fixed = metadata + scratch_bytes + disk_memory;
   const auto too_small = [&](std::uint64_t needed) {
     return Status(Code::kNoSpace,
                   fmt::format("cold cache: budget_bytes {} is too small: tables for {} blocks, queues and scratch take "
                               "{}, and the host tier needs {}; raise it, or lower max_blocks and queue_blocks",
                               options.budget_bytes, sizes.blocks, fixed, needed));
   };
-  std::uint64_t largest = 0;
-  for (std::size_t g = 0; g < options.model.groups.size(); ++g)
-    largest =
-        std::max<std::uint64_t>(largest, parts.coder->bound(GroupId{static_cast<std::uint16_t>(g)}, kMaxExtentBlocks));
   if (options.budget_bytes < fixed + largest) return too_small(largest);
   FIRN_ASSIGN(Ledger::Charge metadata_charge, parts.ledger->charge(Account::kHostMetadata, metadata));
   parts.charges.push_back(std::move(metadata_charge));
@@ -427,10 +463,23 @@ Result<std::unique_ptr<ColdCache>> make(const ColdCacheOptions& options, const C
   const std::size_t most = (*host)->capabilities().max_frame_bytes;
   if (most < largest) return too_small(largest);
 
+  std::vector<ColdTier> below;
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    Result<std::unique_ptr<DiskTier>> disk = DiskTier::create(disks[i], *parts.ledger);
+    if (!disk.ok()) return disk.status().with_context(fmt::format("cold cache: tiers[{}]", i));
+    parts.tiers.push_back(std::move(*disk));
+    below.push_back({.id = TierId::kDisk,
+                     .tier = parts.tiers.back().get(),
+                     .write = options.tiers[i].write,
+                     .eviction = options.tiers[i].eviction,
+                     .probe = true});
+  }
+  below.insert(below.end(), environment.tiers.begin(), environment.tiers.end());
+
   std::vector<TierId> tiers = {TierId::kHost};
   std::vector<std::unique_ptr<EvictionPolicy>> policies;
   std::vector<FrameStore::Lower> lower;
-  for (const ColdTier& tier : environment.tiers) {
+  for (const ColdTier& tier : below) {
     tiers.push_back(tier.id);
     lower.push_back({tier.id, tier.write, tier.probe, std::make_unique<TierLink>(*tier.tier)});
   }

@@ -16,6 +16,8 @@ namespace {
 
 // A tier that does not answer by then has failed the op.
 constexpr std::int64_t kTierDeadlineNs = 2'000'000'000;
+// A write holds on to its own frame alone and is worth waiting for.
+constexpr std::int64_t kPutDeadlineNs = 30'000'000'000;
 constexpr int kPutTries = 8;  // victims in a full tier below, before a frame goes without a copy
 // Frames on their way down are not there for anybody else: more than this part of the host tier at once, and victims
 // go without a copy, so that a slow tier costs hits and never stands in the way.
@@ -172,7 +174,7 @@ std::optional<Level> FrameStore::demotion_level(FrameId frame) const {
   if (lower_.empty() || lower_.front().write == ColdWrite::kNever) return std::nullopt;
   for (Level level = 1; level < stack_.levels(); ++level)
     if (stack_.in(frame, level)) return std::nullopt;
-  if (lives_[index(frame)].putting) return std::nullopt;
+  if (lives_[index(frame)].putting || !takes(1, stack_.bytes(frame))) return std::nullopt;
   const std::uint64_t most = host_->stats().capacity_bytes / kDemotingPart;
   return demoting_bytes_ + stack_.bytes(frame) <= most ? std::optional<Level>(1) : std::nullopt;
 }
@@ -414,7 +416,7 @@ void FrameStore::submit_puts(std::vector<std::shared_ptr<Put>> puts) {
                                  .key = put->key,
                                  .source = put->bytes.bytes(),
                                  .destination = {},
-                                 .deadline_ns = kTierDeadlineNs},
+                                 .deadline_ns = kPutDeadlineNs},
                           .end = [this, put](const Done& done) { put_ended(put, done); }});
     taken = link(puts.front()->level).submit(requests, &refused);
   } catch (const std::bad_alloc&) {
@@ -434,7 +436,7 @@ void FrameStore::write_through(std::span<const std::pair<FrameId, std::uint32_t>
     Lock lock(mutex_);
     for (const auto& [frame, life] : frames)
       if (is(frame, life) && table_.frame(frame).named != 0 && stack_.in(frame, kHostLevel) && !stack_.in(frame, 1) &&
-          !lives_[index(frame)].putting)
+          takes(1, stack_.bytes(frame)) && !lives_[index(frame)].putting)
         begin_put(puts, frame, 1, /*keep=*/true);
   }
   if (!puts.empty()) submit_puts(std::move(puts));

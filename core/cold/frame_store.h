@@ -176,7 +176,11 @@ class FrameStore {
   void probe_level(const FrameKey& key, Level level, std::shared_ptr<Told> told);
   void submit_erasures();
   bool is(FrameId frame, std::uint32_t life) const { return lives_[index(frame)].life == life && table_.in_use(frame); }
-  TierLink& link(Level level) { return *lower_[level - 1u].link; }
+  TierLink& link(Level level) const { return *lower_[level - 1u].link; }
+  // One that does not fit would have the tier refuse the others of its batch too.
+  bool takes(Level level, std::uint64_t bytes) const {
+    return bytes <= link(level).tier().capabilities().max_frame_bytes;
+  }
 
   mutable std::mutex mutex_;
   std::unique_ptr<HostTier> host_;

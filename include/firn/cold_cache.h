@@ -62,6 +62,17 @@ struct ColdTier {
   bool probe = false;
 };
 
+// A tier below the host's that the cache makes for itself.
+struct ColdTierOptions {
+  std::string kind = "disk";       // disk: a directory, found again by the next process (docs/disk.md)
+  std::string path = {};           // of the directory; one cache a directory
+  std::uint64_t budget_bytes = 0;  // of disk, every file of the directory in it. Hard
+  ColdWrite write = ColdWrite::kThrough;
+  std::string eviction = "lru";         // of what this process knows; what an earlier one left goes before
+  bool admit_second_use = false;        // a frame is written the second time it is offered
+  std::uint64_t daily_write_bytes = 0;  // 0: any
+};
+
 enum class ColdNames : std::uint8_t {
   // A name says nothing of its neighbours: each frame is named by all the names in it.
   kIndependent,
@@ -84,6 +95,8 @@ struct ColdCacheOptions {
   bool admit_second_use = false;    // a name is stored the second time it is offered; the first is only remembered
   std::string placement = "local";  // of the host tier's memory: local | node:N | interleave | spread:W0,W1,...
   bool huge_pages = true;
+  // Nearest first. Their tables and buffers (some MiB a disk tier) are charged to budget_bytes.
+  std::vector<ColdTierOptions> tiers = {};
   std::uint32_t max_blocks = 0;       // names at once; 0: from the budget
   std::uint32_t queue_blocks = 8192;  // names in tickets that nobody has collected; the next is kUnavailable
   std::uint32_t queue_tickets = 256;  // such tickets
@@ -96,7 +109,7 @@ struct ColdEnvironment {
   ThreadPool* threads = nullptr;     // codecs spread batches of extents over it; null: one thread codes
   Device* device = nullptr;          // whose fences `after` names
   std::vector<Region> regions = {};  // what views with device addresses may point into; host: where we reach it
-  std::vector<ColdTier> tiers = {};  // below the host, nearest first
+  std::vector<ColdTier> tiers = {};  // below the host, nearest first; after those of the options
   std::function<std::int64_t()> now_ns = {};  // for deadlines and policies; empty: the steady clock
 };
 
