@@ -987,8 +987,10 @@ void LogTier::recover(const std::string& name) {
       Segment::open(files_, budget_, options_.path, name, options_.direct, /*writable=*/true);
   if (!opened.ok()) {
     if (opened.status().code() == Code::kUnavailable) return degrade(DiskState::kOff, opened.status().message());
-    if (opened.status().code() != Code::kCorrupt) return degrade(DiskState::kReadOnly, opened.status().message());
-    ++report_.quarantined;
+    const bool unfinished = opened.status().code() == Code::kNoSpace;
+    if (!unfinished && opened.status().code() != Code::kCorrupt)
+      return degrade(DiskState::kReadOnly, opened.status().message());
+    ++(unfinished ? report_.torn : report_.quarantined);
     files_.remove(path);
     return;
   }

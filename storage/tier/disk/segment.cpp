@@ -113,6 +113,10 @@ Result<std::shared_ptr<Segment>> Segment::open(FileOps& files, DiskBudget& budge
   PageBuffer page(kPageBytes);
   const std::int64_t got = segment->read(0, page.bytes());
   if (got < 0) return io(segment->path_, "reading its header", static_cast<int>(-got));
+  const std::span<const std::byte> head =
+      page.bytes().first(std::min<std::size_t>(static_cast<std::size_t>(got), kSegmentHeaderBytes));
+  if (std::all_of(head.begin(), head.end(), [](std::byte b) { return b == std::byte{0}; }))
+    return Status(Code::kNoSpace, segment->path_ + ": nothing was ever written into it");
   switch (read_segment_header(page.bytes().first(static_cast<std::size_t>(got)), segment->header_)) {
     case HeaderError::kNone:
       break;

@@ -60,7 +60,8 @@ class Segment {
   static Result<std::shared_ptr<Segment>> create(FileOps& files, DiskBudget& budget, const std::string& directory,
                                                  const SegmentHeader& header, std::uint64_t bytes, bool direct,
                                                  int* error);
-  // One that is there. kCorrupt: its header is damaged. kUnavailable: a newer firn wrote it.
+  // One that is there. kCorrupt: its header is damaged. kUnavailable: a newer firn wrote it. kNoSpace: whoever made it
+  // did not come to write its header.
   static Result<std::shared_ptr<Segment>> open(FileOps& files, DiskBudget& budget, const std::string& directory,
                                                const std::string& name, bool direct, bool writable);
   ~Segment();

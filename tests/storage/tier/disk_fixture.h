@@ -5,14 +5,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "storage/tier/disk/disk_tier.h"
 #include "storage/tier/disk/format.h"
-#include "tests/storage/tier/conformance.h"
+#include "tests/storage/tier/frames.h"
 
 namespace firn::disk {
 
@@ -20,7 +24,6 @@ using conformance::Bytes;
 using conformance::content;
 using conformance::get_op;
 using conformance::key_of;
-using conformance::kPatience;
 using conformance::plain_op;
 using conformance::put_op;
 
@@ -30,6 +33,8 @@ inline std::string test_root(bool real_disk) {
   if (const char* wish = std::getenv("FIRN_DISK_DIR"); wish != nullptr) return wish;
   return !real_disk && ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : testing::TempDir();
 }
+
+inline constexpr std::int64_t kPatience = 30'000'000'000;  // ns; a hang becomes a failure, a slow machine does not
 
 class TemporaryDirectory {
  public:

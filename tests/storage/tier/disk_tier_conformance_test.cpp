@@ -1,6 +1,7 @@
 // The disk tier through the suite of every tier: past the page cache and through it, and behind a tier that delays,
 // fails and loses.
 #include "storage/tier/faulty_tier.h"
+#include "tests/storage/tier/conformance.h"
 #include "tests/storage/tier/disk_fixture.h"
 
 namespace firn::conformance {

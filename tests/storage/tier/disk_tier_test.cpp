@@ -6,6 +6,9 @@
 
 #include <csignal>
 #include <cstdio>
+#include <map>
+#include <random>
+#include <set>
 
 #include "tests/storage/tier/disk_fixture.h"
 #include "tests/storage/tier/memory_files.h"
