@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -210,7 +211,7 @@ Result<std::vector<double>> reals(const JsonValue& object, const char* field, st
 // The guard compares errors with it: infinity would let everything pass.
 Result<float> error_bound(const JsonValue& object, const char* field) {
   FIRN_ASSIGN(const double value, real(object, field));
-  constexpr double kMost = 1e30;  // a float holds it
+  constexpr double kMost = std::numeric_limits<float>::max();
   const float bound = value <= kMost ? static_cast<float>(value) : -1.0f;
   if (!std::isfinite(bound) || bound < 0) return corrupt(field, fmt::format("is {}, which bounds nothing", value));
   return bound;
