@@ -84,7 +84,12 @@ Result<EngineOptions> spread(const EngineOptions& one, std::uint32_t count) {
 namespace {
 
 constexpr std::int64_t kSecond = 1'000'000'000;
-std::int64_t to_ns(double seconds) { return static_cast<std::int64_t>(seconds * 1e9); }
+// So long after: at the end of time (285 years) it stands still, however slow a device is said to be.
+std::int64_t after(std::int64_t ns, double seconds) {
+  constexpr std::int64_t kEnd = 9'000'000'000'000'000'000;
+  const double more = seconds * 1e9;
+  return more >= static_cast<double>(kEnd - ns) ? kEnd : ns + static_cast<std::int64_t>(more);
+}
 double to_s(std::int64_t ns) { return static_cast<double>(ns) / 1e9; }
 
 // The device's pool: named blocks that sequences hold or that wait to be used again, and nameless ones that are being
@@ -184,7 +189,7 @@ struct Link {
   std::int64_t free_ns = 0;
   double busy_s = 0;
   std::int64_t send(double seconds, std::int64_t now) {
-    free_ns = std::max(free_ns, now) + to_ns(seconds);
+    free_ns = after(std::max(free_ns, now), seconds);
     busy_s += seconds;
     return free_ns;
   }
@@ -448,7 +453,7 @@ bool Engine::admit(Sequence& seq) {
   seq.ready_ns = now_;
   if (from[1] + from[2] > 0) {
     if (from[2] > 0) disk_up_.send(disk_s, now_);
-    seq.ready_ns = up_.send(load_s, now_) + to_ns(disk_s);
+    seq.ready_ns = after(up_.send(load_s, now_), disk_s);
     r_.host_up_bytes += static_cast<std::uint64_t>(encoded);
     r_.disk_up_bytes += static_cast<std::uint64_t>(static_cast<double>(from[2] * r_.block_bytes) / o_.codec_ratio);
   }
@@ -620,7 +625,7 @@ void Engine::step() {
                         (o_.device.memory_bandwidth * o_.device.decode_efficiency);
   const double seconds =
       std::max(matrix, memory) + sharing_seconds(o_.device, o_.model, rows) + o_.device.step_overhead_s;
-  now_ += std::max<std::int64_t>(1, to_ns(seconds));
+  now_ = std::max(now_ + 1, after(now_, seconds));
   r_.compute_busy_s += seconds;
   r_.prefill_s += std::min(seconds, prefill);
   if (short_of_memory_) r_.waiting_for_memory_s += seconds;
