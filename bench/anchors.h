@@ -41,7 +41,7 @@ class Anchor {
   std::array<std::vector<double>, kWays> seconds_;
 };
 
-// Puts "share" among the counters: the measured rate by its limit. Above 1, with 2 % for noise, the benchmark fails,
+// Puts "share" among the counters: the measured rate by its limit. Above 1, with 5 % for noise, the benchmark fails,
 // and so does the program in the end.
 void report_share(benchmark::State& state, double share);
 bool any_beyond_its_limit();
