@@ -131,7 +131,9 @@ std::vector<firn_fence> fences;  // of all managers, so that some are another on
 std::int64_t now = 0;
 
 std::int64_t jumping_clock(void*) {
-  return once_in(400) ? now = wild<std::int64_t>() : now += static_cast<std::int64_t>(pick(1000000));
+  const auto step = static_cast<std::int64_t>(pick(1000000));
+  constexpr std::int64_t kEnd = std::numeric_limits<std::int64_t>::max();
+  return now = once_in(400) ? wild<std::int64_t>() : now > kEnd - step ? kEnd : now + step;
 }
 
 firn_seq a_sequence(const One& one) {
@@ -146,7 +148,7 @@ firn_fence* a_fence(firn_fence& out) {
            wild<std::uint64_t>()};
   return &out;
 }
-std::int64_t a_timeout() { return once_in(10) ? -wild<std::int64_t>() : static_cast<std::int64_t>(pick(300000)); }
+std::int64_t a_timeout() { return once_in(10) ? ~wild<std::int64_t>() : static_cast<std::int64_t>(pick(300000)); }
 std::int64_t a_ttl() { return once_in(6) ? wild<std::int64_t>() : static_cast<std::int64_t>(pick(5000000)); }
 
 // Prompts that share beginnings.
