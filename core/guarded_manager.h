@@ -1,24 +1,18 @@
-// guarded_manager.h: what Manager::create() gives out: the manager behind the two promises of every public call.
-//
-// No exception leaves. Memory that runs out is kNoSpace ("out of memory"), and the manager is as it was before the
-// call; calls without a status answer with nothing: an empty list, no match. That state is whole is the manager's own
-// care (manager_impl.h); this only turns what arrives here into a status.
-//
-// A child of fork() has none of the manager's threads, and perhaps locks that nobody lets go of: every call answers
-// kUnavailable there, before it takes one, and the destructor leaves everything to the end of the process.
+// guarded_manager.h: what Manager::create() gives out: the manager behind the two promises of every public call
+// (core/base/guarded.h): no exception leaves, and a child of fork() is told so. That state is whole when memory has run
+// out is the manager's own care (manager_impl.h).
 #pragma once
 
 #include <memory>
 
-#include "core/base/process.h"
+#include "core/base/guarded.h"
 #include "core/manager_impl.h"
 
 namespace firn {
 
 class GuardedManager final : public Manager {
  public:
-  explicit GuardedManager(std::unique_ptr<ManagerImpl> to) : to_(std::move(to)) {}
-  ~GuardedManager() override;
+  explicit GuardedManager(std::unique_ptr<ManagerImpl> to) : to_(std::move(to), "manager") {}
   ManagerImpl& inside() { return *to_; }
 
   PrefixMatch match_prefix(std::span<const TokenId> tokens, std::string_view name_space,
@@ -88,13 +82,7 @@ class GuardedManager final : public Manager {
   Violations verify() const override;
 
  private:
-  template <class Call>
-  auto answer(Call call) const noexcept;
-  template <class Call>
-  auto value(Call call) const noexcept;
-
-  std::unique_ptr<ManagerImpl> to_;
-  Birthplace birthplace_;
+  Guarded<ManagerImpl> to_;
 };
 
 }  // namespace firn

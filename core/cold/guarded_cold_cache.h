@@ -1,20 +1,17 @@
-// guarded_cold_cache.h: what ColdCache::create() gives out: the cache behind the two promises of every public call,
-// which are a manager's too (core/guarded_manager.h). No exception leaves: memory that runs out is kNoSpace. A child of
-// fork() has none of the cache's threads, and perhaps locks that nobody lets go of: every call answers kUnavailable
-// there, or nothing, before it takes one, and the destructor leaves everything to the end of the process.
+// guarded_cold_cache.h: what ColdCache::create() gives out: the cache behind the two promises of every public call
+// (core/base/guarded.h): no exception leaves, and a child of fork() is told so.
 #pragma once
 
 #include <memory>
 
-#include "core/base/process.h"
+#include "core/base/guarded.h"
 #include "firn/cold_cache.h"
 
 namespace firn::cold {
 
 class GuardedColdCache final : public ColdCache {
  public:
-  explicit GuardedColdCache(std::unique_ptr<ColdCache> to) : to_(std::move(to)) {}
-  ~GuardedColdCache() override;
+  explicit GuardedColdCache(std::unique_ptr<ColdCache> to) : to_(std::move(to), "cache") {}
 
   Result<Key> key(std::string_view name, std::string_view name_space) const override;
   Result<Ticket> lookup(const ColdQuery& query, std::span<ColdFound> out) override;
@@ -38,13 +35,7 @@ class GuardedColdCache final : public ColdCache {
   Status verify() const override;
 
  private:
-  template <class Call>
-  auto answer(Call call) const noexcept;
-  template <class Call>
-  auto value(Call call) const noexcept;
-
-  std::unique_ptr<ColdCache> to_;
-  const Birthplace birthplace_;
+  Guarded<ColdCache> to_;
 };
 
 }  // namespace firn::cold

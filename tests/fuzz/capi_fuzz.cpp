@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
@@ -130,10 +131,14 @@ std::vector<One> all;
 std::vector<firn_fence> fences;  // of all managers, so that some are another one's
 std::int64_t now = 0;
 
+// Threads of a mover ask it too, so it has a generator of its own.
 std::int64_t jumping_clock(void*) {
-  const auto step = static_cast<std::int64_t>(pick(1000000));
+  static std::mutex one_at_a_time;
+  static std::mt19937_64 bits(7);
+  const std::lock_guard lock(one_at_a_time);
+  const auto step = static_cast<std::int64_t>(bits() % 1000000);
   constexpr std::int64_t kEnd = std::numeric_limits<std::int64_t>::max();
-  return now = once_in(400) ? wild<std::int64_t>() : now > kEnd - step ? kEnd : now + step;
+  return now = bits() % 400 == 0 ? static_cast<std::int64_t>(bits()) : now > kEnd - step ? kEnd : now + step;
 }
 
 firn_seq a_sequence(const One& one) {
@@ -283,7 +288,7 @@ void make_manager(One& one) {
     if (once_in(100)) group.kv_heads = wild<std::uint32_t>();
     if (once_in(100)) group.head_dim = wild<std::uint32_t>();
     if (once_in(100)) group.kind = wild<std::uint32_t>();
-    if (once_in(100)) group.struct_size = wild<std::uint32_t>() & 63;
+    if (once_in(100)) group.struct_size = static_cast<std::uint32_t>(pick(sizeof group + 1));
   }
   if (groups.size() == 2)
     groups[1].kind = once_in(4) ? static_cast<std::uint32_t>(pick(6)) : std::uint32_t{FIRN_GROUP_SLIDING_WINDOW},

@@ -2,61 +2,14 @@
 // n, from the begin of stores, loads, look-ups and states to their end. Every ticket ends, says so name by name, and
 // leaves nothing behind; what is found has its bytes; and the same calls succeed afterwards. No threads: which
 // allocation is the n-th is then the same every time.
-#include <cstdlib>
-#include <new>
-
 #include "tests/core/cold/cold_engine.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // ours are a pair; inlining one hides that
-#endif
-
-namespace {
-
-// The n-th allocation from now fails, and none after it; 0: none does.
-std::uint64_t fail_at = 0;
-bool failed = false;
-
-bool may_allocate() {
-  if (fail_at == 0 || --fail_at != 0) return true;
-  failed = true;
-  return false;
-}
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  if (!may_allocate()) throw std::bad_alloc();
-  void* const memory = alignment <= alignof(std::max_align_t)
-                           ? std::malloc(bytes == 0 ? 1 : bytes)
-                           : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate(bytes, 0); }
-void* operator new[](std::size_t bytes) { return allocate(bytes, 0); }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return may_allocate() ? std::malloc(bytes == 0 ? 1 : bytes) : nullptr;
-}
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+#include "tests/failing_heap.h"
 
 namespace firn {
 namespace {
+
+using test::fail_at;
+using test::failed;
 
 constexpr std::uint32_t kBlocks = 12, kStates = 3;
 

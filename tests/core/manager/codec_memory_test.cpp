@@ -3,39 +3,13 @@
 // makes the scratch that this one could not have. No threads: which allocation is the n-th is then the same every time.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
-#include <new>
 
 #include "core/base/no_throw.h"
 #include "storage/codec/artefact.h"
 #include "tests/core/manager/fixture.h"
-
-namespace {
-
-// The n-th allocation from now fails, and none after it; 0: none does.
-std::uint64_t fail_at = 0;
-bool failed = false;
-
-void* allocate(std::size_t bytes) {
-  if (fail_at != 0 && --fail_at == 0) {
-    failed = true;
-    throw std::bad_alloc();
-  }
-  void* const memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate(bytes); }
-void* operator new[](std::size_t bytes) { return allocate(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+#include "tests/failing_heap.h"
 
 namespace firn::test {
 namespace {

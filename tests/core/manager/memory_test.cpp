@@ -3,62 +3,10 @@
 // over. No threads: which allocation is the n-th is then the same every time.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <functional>
-#include <new>
 
 #include "tests/core/manager/fixture.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // ours are a pair; inlining one hides that
-#endif
-
-namespace {
-
-// The n-th allocation from now fails, and none after it; 0: none does.
-std::uint64_t fail_at = 0, seen = 0;
-bool failed = false;
-
-bool may_allocate() {
-  if (fail_at == 0) return true;
-  if (++seen != fail_at) return true;
-  fail_at = 0;
-  failed = true;
-  return false;
-}
-
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  if (!may_allocate()) throw std::bad_alloc();
-  void* const memory = alignment <= alignof(std::max_align_t)
-                           ? std::malloc(bytes == 0 ? 1 : bytes)
-                           : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate(bytes, 0); }
-void* operator new[](std::size_t bytes) { return allocate(bytes, 0); }
-// std::stable_sort asks this one, and does without.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return may_allocate() ? std::malloc(bytes == 0 ? 1 : bytes) : nullptr;
-}
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+#include "tests/failing_heap.h"
 
 namespace firn::test {
 namespace {
@@ -66,7 +14,6 @@ namespace {
 // Runs call with every n until none fails any more. after(n): what holds after each.
 void for_every_failure(const std::function<void()>& call, const std::function<void(std::uint64_t)>& after) {
   for (std::uint64_t n = 1;; ++n) {
-    seen = 0;
     failed = false;
     fail_at = n;
     call();
